@@ -1,0 +1,3 @@
+"""Decode perceived speech from M/EEG."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,127 @@
+"""A content-addressed store of arrays on disk.
+
+An entry is a folder named after the hash of its key (config and identity of the input). It holds one ``.npy`` per array, opened as a
+memory map, and ``entry.json`` with the key, the shapes and the values that are not arrays. An entry is written under a temporary name and
+renamed when complete, so a killed process leaves no half entry, two processes may make the same entry at once, and nothing has ever
+to be deleted by hand: a changed config or a changed file has another hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENTRY = "entry.json"
+
+
+def digest(key: Any) -> str:
+    """Hash a JSON-able key; the order of dict entries does not matter."""
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_identity(path: str | os.PathLike) -> str:
+    """Identify the present content of a file, or of all files of a folder, by name, size and time of change, without reading it."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return digest([[str(f.relative_to(path.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+
+
+class Cache:
+    """Store of arrays under a folder, made when first written to.
+
+    Parameters
+    ----------
+    root : path
+        The folder. Entries of other versions of the package may stand in it.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = Path(root)
+
+    def folder(self, kind: str, key: Any) -> Path:
+        """Where the entry of a key is, or would be."""
+        name = digest(key)
+        return self.root / kind / name[:2] / name
+
+    def get(self, kind: str, key: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Open an entry as (memory-mapped arrays, values); None if there is none that is whole."""
+        return _open(self.folder(kind, key))
+
+    def get_or_make(
+        self, kind: str, key: Any, make: Callable[[], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Open an entry, or make it with ``make() -> (arrays, values)`` and open it.
+
+        Raises
+        ------
+        RuntimeError
+            If the entry cannot be written (a full disk, no permission); nothing half-written is left.
+        """
+        found = self.get(kind, key)
+        if found is not None:
+            return found
+        arrays, values = make()
+        folder = self.folder(kind, key)
+        self._write(folder, key, arrays, values)
+        found = _open(folder)
+        if found is None:
+            raise RuntimeError(f"The cache entry {folder} was written but cannot be read back; check the disk.")
+        return found
+
+    def _write(self, folder: Path, key: Any, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        temporary = None
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}-", dir=folder.parent))
+            shapes = {}
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+                shapes[name] = [list(array.shape), str(array.dtype)]
+            entry = {"key": key, "arrays": shapes, "values": dict(values)}
+            (temporary / ENTRY).write_text(json.dumps(entry, indent=1, allow_nan=False))
+            _rename(temporary, folder)
+        except OSError as error:
+            raise RuntimeError(
+                f"Could not write the cache entry {folder}: {error}. Free some space, or put the cache elsewhere (--cache DIR)."
+            ) from error
+        finally:
+            if temporary is not None and temporary.exists():
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    """Put a finished entry in its place; the first of two processes wins, a damaged entry gives way."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if _open(folder) is not None:
+            return
+        damaged = Path(tempfile.mkdtemp(prefix=".damaged-", dir=folder.parent))
+        folder.rename(damaged / folder.name)
+        shutil.rmtree(damaged, ignore_errors=True)
+        temporary.rename(folder)
+
+
+def _open(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    try:
+        entry = json.loads((folder / ENTRY).read_text())
+        arrays = {}
+        for name, (shape, dtype) in entry["arrays"].items():
+            array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            if list(array.shape) != shape or str(array.dtype) != dtype:
+                return None
+            arrays[name] = array
+        return arrays, entry["values"]
+    except (OSError, ValueError, KeyError):
+        return None

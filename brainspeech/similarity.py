@@ -1,0 +1,63 @@
+"""Scores of estimates against candidates; higher is nearer. Losses and retrieval use the same functions.
+
+Shapes: B estimates, N candidates, F features, T times; estimates (B, F, T), candidates (N, F, T), scores (B, N). Candidates dominate
+memory (1,300 of 1024 x 343 floats are 1.8 GB), so none of these functions makes a normalised copy of them: the inner products are scaled
+by inverse norms instead. Inner products and norms are in float32 or better, whatever the inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-8
+
+
+def _flatten(estimates: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    if estimates.ndim < 2 or candidates.ndim < 2 or estimates.shape[1:] != candidates.shape[1:]:
+        raise ValueError(
+            "Estimates (B, F, T) and candidates (N, F, T) must agree in features and times, "
+            f"got {tuple(estimates.shape)} and {tuple(candidates.shape)}."
+        )
+    dtype = torch.promote_types(torch.promote_types(estimates.dtype, candidates.dtype), torch.float32)
+    return estimates.flatten(1).to(dtype), candidates.flatten(1).to(dtype)
+
+
+def dot(estimates: Tensor, candidates: Tensor) -> Tensor:
+    """Score by the inner product over features and times."""
+    x, y = _flatten(estimates, candidates)
+    return x @ y.T
+
+
+def candidate_normalised(estimates: Tensor, candidates: Tensor) -> Tensor:
+    """Score by <x_i, y_j> / (1e-8 + ||y_j||): candidates are normalised, estimates are not.
+
+    The score of [1] (Défossez et al. 2023, the CLIP loss of section "Contrastive loss"). The free norm of an estimate acts as its own
+    inverse temperature; it does not change the order of the candidates.
+    """
+    x, y = _flatten(estimates, candidates)
+    return (x @ y.T) / (EPSILON + y.norm(dim=1))
+
+
+def cosine(estimates: Tensor, candidates: Tensor) -> Tensor:
+    """Score by the cosine over features and times, in [-1, 1]."""
+    x, y = _flatten(estimates, candidates)
+    return (x @ y.T) / ((EPSILON + x.norm(dim=1))[:, None] * (EPSILON + y.norm(dim=1)))
+
+
+def correlation(estimates: Tensor, candidates: Tensor) -> Tensor:
+    """Score by Pearson's correlation over time, feature by feature, averaged over features; in [-1, 1].
+
+    A feature that is constant over the window correlates with nothing: it counts as 0.
+    """
+    if estimates.ndim != 3 or candidates.ndim != 3 or estimates.shape[1:] != candidates.shape[1:]:
+        raise ValueError(
+            "Estimates (B, F, T) and candidates (N, F, T) must agree in features and times, "
+            f"got {tuple(estimates.shape)} and {tuple(candidates.shape)}."
+        )
+    n_features = estimates.shape[1]
+    x = estimates - estimates.mean(2, keepdim=True)
+    y = candidates - candidates.mean(2, keepdim=True)
+    x = x / (EPSILON + x.norm(dim=2, keepdim=True))
+    y = y / (EPSILON + y.norm(dim=2, keepdim=True))
+    return dot(x, y) / n_features
