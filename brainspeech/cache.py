@@ -8,11 +8,14 @@ to be deleted by hand: a changed config or a changed file has another hash.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ from typing import Any
 import numpy as np
 
 ENTRY = "entry.json"
+
+# Seconds after which a temporary folder is taken for that of a killed process.
+STALE = 86_400.0
 
 
 def digest(key: Any) -> str:
@@ -80,10 +86,10 @@ class Cache:
         return found
 
     def _write(self, folder: Path, key: Any, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
-        temporary = None
+        temporary = _temporary(folder)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:12]}-", dir=folder.parent))
+            temporary.mkdir(parents=True)
+            _sweep(folder)
             shapes = {}
             for name, array in arrays.items():
                 np.save(temporary / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
@@ -96,21 +102,41 @@ class Cache:
                 f"Could not write the cache entry {folder}: {error}. Free some space, or put the cache elsewhere (--cache DIR)."
             ) from error
         finally:
-            if temporary is not None and temporary.exists():
-                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(folder: Path) -> Path:
+    """Name a folder beside an entry that no other process uses."""
+    return folder.parent / f".{folder.name[:12]}-{uuid.uuid4().hex[:12]}"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left of this entry."""
+    for left in folder.parent.glob(f".{folder.name[:12]}-*"):
+        with contextlib.suppress(OSError):  # another process swept it first
+            if time.time() - left.stat().st_mtime > STALE:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _rename(temporary: Path, folder: Path) -> None:
     """Put a finished entry in its place; the first of two processes wins, a damaged entry gives way."""
     try:
         temporary.rename(folder)
-    except OSError:
-        if _open(folder) is not None:
-            return
-        damaged = Path(tempfile.mkdtemp(prefix=".damaged-", dir=folder.parent))
-        folder.rename(damaged / folder.name)
-        shutil.rmtree(damaged, ignore_errors=True)
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if _open(folder) is not None:
+        return
+    damaged = _temporary(folder)
+    with contextlib.suppress(FileNotFoundError):  # another process moved it away first
+        folder.rename(damaged)
+    shutil.rmtree(damaged, ignore_errors=True)
+    try:
         temporary.rename(folder)
+    except OSError:
+        if _open(folder) is None:
+            raise
 
 
 def _open(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -123,5 +149,5 @@ def _open(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
                 return None
             arrays[name] = array
         return arrays, entry["values"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -29,17 +29,19 @@ COLUMNS = ("kind", "onset", "duration", "text", "audio", "audio_onset", "sequenc
 def make(rows: Iterable[Mapping], *, uid: str = "") -> pd.DataFrame:
     """Make a checked table from dicts; ``text`` and ``sequence`` may be left out.
 
-    A word or phoneme without ``audio`` takes it, and its ``audio_onset``, from the sound that is playing at its onset.
+    A word or phoneme without ``audio`` takes it, and its ``audio_onset``, from the sound that is playing at its onset, of
+    several the one that began last; one that names its ``audio`` takes the ``audio_onset`` from that sound, whatever else is playing.
     """
-    table = pd.DataFrame(list(rows))
+    rows = list(rows)
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(COLUMNS))
     for column in ("text", "audio", "sequence"):
         if column not in table:
             table[column] = ""
-        table[column] = table[column].fillna("")
+        table[column] = table[column].astype(object).where(table[column].notna(), "")
     if "audio_onset" not in table:
         table["audio_onset"] = np.nan
     if "kind" in table and "onset" in table:
-        table = _locate_in_sounds(table)
+        table = _locate_in_sounds(table, f"{uid}: " if uid else "")
     return check(table, uid=uid)
 
 
@@ -63,7 +65,7 @@ def check(table: pd.DataFrame, *, uid: str = "") -> pd.DataFrame:
     for column in ("text", "audio", "sequence", "kind"):
         out[column] = out[column].astype(str)
     for column in ("onset", "duration", "audio_onset"):
-        out[column] = pd.to_numeric(out[column]).astype(np.float64)
+        out[column] = _to_numbers(out[column], where)
         bad = ~np.isfinite(out[column].to_numpy())
         if bad.any():
             row = out[bad].iloc[0]
@@ -88,26 +90,34 @@ def check(table: pd.DataFrame, *, uid: str = "") -> pd.DataFrame:
     return out.iloc[order].reset_index(drop=True)
 
 
-def _locate_in_sounds(table: pd.DataFrame) -> pd.DataFrame:
+def _to_numbers(column: pd.Series, where: str) -> pd.Series:
+    try:
+        return pd.to_numeric(column).astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}the column {column.name} of an events table holds seconds: {error}.") from error
+
+
+def _locate_in_sounds(table: pd.DataFrame, where: str) -> pd.DataFrame:
     """Fill in audio and audio_onset of events that lack them from the sound playing at their onset."""
     table = table.copy()
-    table["audio_onset"] = pd.to_numeric(table["audio_onset"]).astype(np.float64)
+    table["audio_onset"], table["onset"] = _to_numbers(table["audio_onset"], where), _to_numbers(table["onset"], where)
     is_sound = (table["kind"] == "sound").to_numpy()
-    unset_sound = is_sound & table["audio_onset"].isna().to_numpy()
-    table.loc[unset_sound, "audio_onset"] = 0.0
-    lacking = np.flatnonzero(~is_sound & table["audio_onset"].isna().to_numpy())
-    sounds = table[is_sound].sort_values("onset")
-    if not len(lacking) or not len(sounds):
+    unset = table["audio_onset"].isna().to_numpy()
+    table.loc[is_sound & unset, "audio_onset"] = 0.0
+    if not (~is_sound & unset).any() or not is_sound.any() or "duration" not in table:
         return table
-    onsets = table["onset"].to_numpy(dtype=float)[lacking]
-    starts = sounds["onset"].to_numpy(dtype=float)
-    playing = np.searchsorted(starts, onsets, side="right") - 1
-    inside = playing >= 0
-    stops = starts + sounds["duration"].to_numpy(dtype=float)
-    inside &= onsets < stops[np.maximum(playing, 0)]
-    rows, sound = lacking[inside], playing[inside]
-    audio, audio_onset = table["audio"].to_numpy(dtype=object), table["audio_onset"].to_numpy(dtype=float).copy()
-    audio[rows] = sounds["audio"].to_numpy()[sound]
-    audio_onset[rows] = onsets[inside] - starts[sound] + sounds["audio_onset"].to_numpy(dtype=float)[sound]
+    sounds = table[is_sound].sort_values("onset")
+    lengths, onsets = _to_numbers(sounds["duration"], where).to_numpy(), table["onset"].to_numpy()
+    audio, audio_onset = table["audio"].to_numpy(dtype=object).copy(), table["audio_onset"].to_numpy().copy()
+    for name in ["", *sounds["audio"].unique()]:
+        # An event that names its audio looks among the sounds of that name, one that names none among all of them.
+        of_name = (sounds["audio"] == name).to_numpy() if name else np.ones(len(sounds), dtype=bool)
+        lacking = np.flatnonzero(~is_sound & unset & (audio == name))
+        starts = sounds["onset"].to_numpy()[of_name]
+        playing = np.searchsorted(starts, onsets[lacking], side="right") - 1
+        inside = (playing >= 0) & (onsets[lacking] < (starts + lengths[of_name])[np.maximum(playing, 0)])
+        rows, sound = lacking[inside], playing[inside]
+        audio[rows] = sounds["audio"].to_numpy(dtype=object)[of_name][sound]
+        audio_onset[rows] = onsets[rows] - starts[sound] + sounds["audio_onset"].to_numpy()[of_name][sound]
     table["audio"], table["audio_onset"] = audio, audio_onset
     return table

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-8
+CONSTANT = 1e-6
 
 
 def _flatten(estimates: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,10 +24,15 @@ def _flatten(estimates: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     return estimates.flatten(1).to(dtype), candidates.flatten(1).to(dtype)
 
 
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    # Autocast would take this product down to bfloat16, whose 8 bits make near candidates tie.
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ y.T
+
+
 def dot(estimates: Tensor, candidates: Tensor) -> Tensor:
     """Score by the inner product over features and times."""
-    x, y = _flatten(estimates, candidates)
-    return x @ y.T
+    return _inner(*_flatten(estimates, candidates))
 
 
 def candidate_normalised(estimates: Tensor, candidates: Tensor) -> Tensor:
@@ -36,13 +42,13 @@ def candidate_normalised(estimates: Tensor, candidates: Tensor) -> Tensor:
     inverse temperature; it does not change the order of the candidates.
     """
     x, y = _flatten(estimates, candidates)
-    return (x @ y.T) / (EPSILON + y.norm(dim=1))
+    return _inner(x, y) / (EPSILON + y.norm(dim=1))
 
 
 def cosine(estimates: Tensor, candidates: Tensor) -> Tensor:
     """Score by the cosine over features and times, in [-1, 1]."""
     x, y = _flatten(estimates, candidates)
-    return (x @ y.T) / ((EPSILON + x.norm(dim=1))[:, None] * (EPSILON + y.norm(dim=1)))
+    return _inner(x, y) / ((EPSILON + x.norm(dim=1))[:, None] * (EPSILON + y.norm(dim=1)))
 
 
 def correlation(estimates: Tensor, candidates: Tensor) -> Tensor:
@@ -55,9 +61,13 @@ def correlation(estimates: Tensor, candidates: Tensor) -> Tensor:
             "Estimates (B, F, T) and candidates (N, F, T) must agree in features and times, "
             f"got {tuple(estimates.shape)} and {tuple(candidates.shape)}."
         )
-    n_features = estimates.shape[1]
-    x = estimates - estimates.mean(2, keepdim=True)
-    y = candidates - candidates.mean(2, keepdim=True)
-    x = x / (EPSILON + x.norm(dim=2, keepdim=True))
-    y = y / (EPSILON + y.norm(dim=2, keepdim=True))
-    return dot(x, y) / n_features
+    dtype = torch.promote_types(torch.promote_types(estimates.dtype, candidates.dtype), torch.float32)
+    return dot(_standardise(estimates.to(dtype)), _standardise(candidates.to(dtype))) / estimates.shape[1]
+
+
+def _standardise(values: Tensor) -> Tensor:
+    centred = values - values.mean(2, keepdim=True)
+    norm = centred.norm(dim=2, keepdim=True)
+    # Rounding leaves a constant feature a remainder of about 1e-7 of its value, which must not be scaled up to a correlation of 1.
+    constant = norm <= CONSTANT * values.norm(dim=2, keepdim=True)
+    return (centred / (EPSILON + norm)).masked_fill(constant, 0.0)

@@ -1,0 +1,56 @@
+"""What every encoder has in common.
+
+Shapes: B segments, C channels, F features, T times, S subjects. signal (B, C, T), positions (B, C, 2) in [0, 1] or NaN,
+subject (B,) in 0..S-1 or -1 for a subject that was not in the training set, channel_mask (B, C), True = there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """Map signal (B, C, T), positions (B, C, 2), subject (B,) and channel_mask (B, C) to an estimate (B, F, T).
+
+    Attributes
+    ----------
+    name, config : str, dict
+        What ``models.build`` made it from.
+    """
+
+    name: str = ""
+    config: dict[str, Any]
+
+
+def check_inputs(signal: Tensor, positions: Tensor, subject: Tensor, channel_mask: Tensor | None) -> None:
+    """Raise ValueError where the shapes of an encoder's inputs do not belong together."""
+    if signal.ndim != 3:
+        raise ValueError(f"Signal must be (B, C, T), got {tuple(signal.shape)}.")
+    n_segments, n_channels, _ = signal.shape
+    if tuple(positions.shape) != (n_segments, n_channels, 2):
+        raise ValueError(
+            f"Positions of a signal {tuple(signal.shape)} must be {(n_segments, n_channels, 2)}, got {tuple(positions.shape)}."
+        )
+    if tuple(subject.shape) != (n_segments,):
+        raise ValueError(f"Subject must have one index per segment, {(n_segments,)}, got {tuple(subject.shape)}.")
+    if channel_mask is not None and tuple(channel_mask.shape) != (n_segments, n_channels):
+        raise ValueError(f"Channel mask must be {(n_segments, n_channels)}, got {tuple(channel_mask.shape)}.")
+
+
+def silence_absent(signal: Tensor, channel_mask: Tensor | None) -> Tensor:
+    """Set masked channels to 0; for encoders that have a weight for each channel."""
+    return signal if channel_mask is None else signal.masked_fill(~channel_mask.bool()[:, :, None], 0.0)
+
+
+def check_subjects(subject: Tensor, n_subjects: int) -> bool:
+    """Raise ValueError where an index is neither -1 nor in the table; True if a subject of the batch is unseen (-1)."""
+    if subject.numel() == 0:
+        return False
+    low, high = (int(bound) for bound in subject.aminmax())
+    if low < -1 or high >= n_subjects:
+        raise ValueError(
+            f"Subject indices must lie in 0..{n_subjects - 1}, or be -1 for a subject that was not in the training set, got {low}..{high}."
+        )
+    return low < 0

@@ -1,0 +1,276 @@
+"""A recipe: the constants of one experiment, where to find them, and how to change one of them from the command line."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from brainspeech import datasets, features, losses, models
+from brainspeech.batches import BatchConfig
+from brainspeech.evaluate import EvaluateConfig
+from brainspeech.preprocess import PreprocessConfig
+from brainspeech.segments import SegmentConfig
+from brainspeech.train import TrainConfig
+
+ROWS = ("encoder", "linear_clip", "ridge", "noise", "shuffled", "constant")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a family by name, with what its constructor takes: a dataset, a feature, a model or a loss.
+
+    Parameters
+    ----------
+    name : str
+        Key of ``DATASETS``, ``FEATURES``, ``MODELS`` or ``LOSSES``.
+    options : mapping
+        Keyword arguments of the constructor.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RidgeConfig:
+    """The ridge reference.
+
+    Parameters
+    ----------
+    max_lag : float
+        Seconds of signal after the sound that an estimate is made from.
+    lag_step : float
+        Seconds between lags.
+    n_components : int
+        Principal components of the target that are estimated.
+    """
+
+    max_lag: float = 0.5
+    lag_step: float = 0.025
+    n_components: int = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The constants of one experiment.
+
+    Parameters
+    ----------
+    name, title : str
+        Short name, and a sentence that the report opens with.
+    dataset : Choice
+        Which recordings; ``load`` replaces the lookup by name.
+    load : callable, optional
+        ``load(root, **dataset.options) -> Dataset`` for data that only this recipe knows.
+    subjects : str
+        ``all``, ``first:3`` or ``1-5,7`` (the dataset's own subject numbers).
+    context : {"block", "window"}
+        What a feature may hear: its block (the paper's way) or its own window only.
+    rows : tuple of str
+        Which rows are fitted; ``noise`` and ``shuffled`` are the controls.
+    folds : {None, "leave_one_out"}
+        ``leave_one_out``: every stimulus is once the test split, the next one the valid split; the folds are pooled.
+    rescore : mapping of str to (mapping of str to str)
+        Additional rows ``encoder_X`` and ``ridge_X``: the same estimates scored with other stimuli in place of those that were heard.
+    seeds : tuple of int
+        One fit of every row per seed.
+    notes : tuple of str
+        Sentences about the data or the protocol that belong in the report.
+    """
+
+    name: str
+    title: str
+    dataset: Choice
+    load: Callable[..., datasets.Dataset] | None = None
+    subjects: str = "all"
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    segments: SegmentConfig = field(default_factory=SegmentConfig)
+    feature: Choice = field(default_factory=lambda: Choice("wav2vec2"))
+    context: str = "block"
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    model: Choice = field(default_factory=lambda: Choice("conv", {"generic_subject": True}))
+    loss: Choice = field(default_factory=lambda: Choice("clip"))
+    linear_clip: Choice = field(default_factory=lambda: Choice("linear_clip"))
+    ridge: RidgeConfig = field(default_factory=RidgeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    rows: tuple[str, ...] = ROWS
+    folds: str | None = None
+    rescore: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (2036,)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [row for row in self.rows if row not in ROWS]
+        if unknown or "encoder" not in self.rows:
+            raise ValueError(f"{self.name}: rows must contain 'encoder' and be among {', '.join(ROWS)}, got {self.rows}.")
+        if self.folds not in (None, "leave_one_out"):
+            raise ValueError(f"{self.name}: folds must be None or 'leave_one_out', got {self.folds!r}.")
+        if not self.seeds:
+            raise ValueError(f"{self.name}: at least one seed is needed.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the constants as JSON-able values; ``load`` is left out, it is found again through the recipe's file."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "load"}
+        return json.loads(json.dumps(values, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"A recipe holds plain constants, got {type(value).__name__}: {value!r}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- finding and changing
+
+
+def shipped_folder() -> Path:
+    """Give the folder of the recipes that come with the package, from a checkout or from an installed wheel."""
+    for folder in (Path(__file__).parent / "_shipped" / "recipes", Path(__file__).parent.parent / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError("The shipped recipes are missing; install brainspeech again.")
+
+
+def find(recipe: str) -> Path:
+    """Find the recipe.py of a folder, of a file or of a shipped recipe's name.
+
+    Raises
+    ------
+    ValueError
+        If there is none, with the names that are shipped.
+    """
+    path = Path(recipe)
+    candidates = [path, path / "recipe.py"] if path.exists() else [shipped_folder() / recipe / "recipe.py"]
+    for candidate in candidates:
+        if candidate.is_file() and candidate.suffix == ".py":
+            return candidate.resolve()
+    shipped = sorted(p.parent.name for p in shipped_folder().glob("*/recipe.py"))
+    raise ValueError(f"No recipe {recipe!r}: expected a folder with a recipe.py, a recipe.py, or one of the shipped {', '.join(shipped)}.")
+
+
+def load(recipe: str) -> Recipe:
+    """Load the ``recipe`` that a recipe.py defines."""
+    path = find(recipe)
+    spec = importlib.util.spec_from_file_location(f"brainspeech_recipe_{path.parent.name}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "recipe", None)
+    if not isinstance(found, Recipe):
+        raise ValueError(f"{path} must define `recipe = Recipe(...)`, got {type(found).__name__}.")
+    return found
+
+
+def restore(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Put the constants that a run folder kept (``Recipe.to_dict``) back into the recipe that they were made from."""
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        old = getattr(recipe, name, None)
+        if isinstance(old, Choice):
+            changes[name] = Choice(value["name"], value["options"])
+        elif dataclasses.is_dataclass(old) and not isinstance(old, type):
+            changes[name] = dataclasses.replace(old, **{k: _tuple(v) for k, v in value.items()})
+        else:
+            changes[name] = _tuple(value)
+    return dataclasses.replace(recipe, **changes)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """Change constants by ``section.field=value`` (or ``field=value``), as ``--set`` does.
+
+    A value is read as a Python literal, and as text where it is none. In a section that is a choice by name (dataset, feature, model,
+    loss, linear_clip) a field is ``name`` or what the constructor takes.
+
+    Raises
+    ------
+    ValueError
+        If a field is unknown (with the names there are) or the value has the wrong type.
+    """
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes section.field=value, got {setting!r}.")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        section, dot, name = path.strip().partition(".")
+        if not dot:
+            section, name = "", section
+        recipe = _change_one(recipe, section, name, value)
+    return recipe
+
+
+def _change_one(recipe: Recipe, section: str, name: str, value: Any) -> Recipe:
+    if section == "dataset" and name == "subjects":
+        section = ""  # architecture: dataset.subjects; kept beside the choice since the recipe, not the dataset, selects
+    if not section:
+        return _replace(recipe, name, value, where="the recipe")
+    sections = {f.name for f in dataclasses.fields(recipe) if dataclasses.is_dataclass(getattr(recipe, f.name))}
+    if section not in sections:
+        raise ValueError(f"Unknown section {section!r} in --set {section}.{name}; sections are {', '.join(sorted(sections))}.")
+    part = getattr(recipe, section)
+    if not isinstance(part, Choice):
+        return _put(recipe, section, _replace(part, name, value, where=f"section {section!r}"))
+    if name == "name":
+        return _put(recipe, section, Choice(str(value), {}))
+    known = _options(section, part.name, recipe.load if section == "dataset" else None)
+    if known is not None and name not in known:
+        raise ValueError(f"Unknown field {name!r} in section {section!r} ({part.name}); fields are name, {', '.join(sorted(known))}.")
+    return _put(recipe, section, Choice(part.name, {**part.options, name: value}))
+
+
+def _put(recipe: Recipe, section: str, part: Any) -> Recipe:
+    changes: dict[str, Any] = {section: part}
+    return dataclasses.replace(recipe, **changes)
+
+
+def _options(section: str, name: str, loader: Callable | None) -> set[str] | None:
+    """What the constructor behind a choice takes; None if it takes anything."""
+    family = {"dataset": datasets.DATASETS, "feature": features.FEATURES, "loss": losses.LOSSES}.get(section, models.MODELS)
+    target: Callable | None = loader
+    if target is None:
+        if name not in family:
+            raise ValueError(f"Unknown {section} {name!r}; expected one of {', '.join(sorted(family))}.")
+        module, attribute = family[name].split(":")
+        target = getattr(importlib.import_module(module), attribute)
+    parameters = inspect.signature(target).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters} - {"self", "root", "recordings", "stimuli", "n_subjects", "n_features"}
+
+
+def _replace(part: Any, name: str, value: Any, *, where: str) -> Any:
+    names = [f.name for f in dataclasses.fields(part)]
+    if name not in names:
+        raise ValueError(f"Unknown field {name!r} in {where}; fields are {', '.join(names)}.")
+    old = getattr(part, name)
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    elif isinstance(old, tuple) and not isinstance(value, tuple):
+        value = (value,)
+    elif isinstance(old, float) and type(value) is int:
+        value = float(value)
+    elif isinstance(old, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if old is not None and value is not None and type(value) is not type(old) and not isinstance(value, type(old)):
+        raise ValueError(f"{name} in {where} takes {type(old).__name__} such as {old!r}, got {type(value).__name__}: {value!r}.")
+    return dataclasses.replace(part, **{name: value})

@@ -1,0 +1,310 @@
+"""The report says what the scores hold: known answers, planted truth, leaky controls, awkward sizes."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from brainspeech import evaluate, retrieval, similarity
+from brainspeech.evaluate import EvaluateConfig, RetrievalReport, TestSet
+from brainspeech.records import Segment, Span
+
+FAST = EvaluateConfig(n_bootstrap=400, n_permutations=1999)
+
+
+def segments(n_subjects=3, n_blocks=12, per_block=6, *, split="test", text="so it is", step=0.5):
+    """Make windows of 3 s, half a second apart, that every subject hears."""
+    return [
+        Segment(
+            recording=f"d/sub-{s}",
+            subject=f"d/sub-{s}",
+            onset=5 + 30.0 * k + step * i,
+            duration=3.0,
+            stimulus_id=f"b{k:02d}w{i:02d}",
+            block=f"block-{k:02d}",
+            text=text and f"{text} {k} {i}",
+            word="",
+            split=split,
+            spans=(Span("story", 30.0 * k, 30.0 * k + 3 + step * per_block, -step * i),),
+        )
+        for s in range(n_subjects)
+        for k in range(n_blocks)
+        for i in range(per_block)
+    ]
+
+
+def planted(test, *, gain, seed=0):
+    """Scores in which the own candidate stands out by ``gain`` standard deviations."""
+    scores = np.random.default_rng(seed).normal(size=(len(test.truth), len(test.candidates))).astype(np.float32)
+    scores[np.arange(len(scores)), test.truth] += gain
+    return scores
+
+
+def build(test, *, config=FAST, leak=0.0, **options):
+    rows = {
+        "encoder": [planted(test, gain=3, seed=1), planted(test, gain=3, seed=2)],
+        "noise": [planted(test, gain=leak, seed=3)],
+        "shuffled": [planted(test, gain=0, seed=4)],
+    }
+    return evaluate.evaluate(rows, test, config=config, **options)
+
+
+def test_candidates_are_unique_and_in_order_of_time():
+    made = segments()
+    shuffled = [made[i] for i in np.random.default_rng(0).permutation(len(made))]
+    test = TestSet.from_segments(shuffled)
+    assert [c.stimulus_id for c in test.candidates] == sorted({s.stimulus_id for s in made})
+    assert [test.candidates[j].stimulus_id for j in test.truth] == [s.stimulus_id for s in shuffled]
+    assert [shuffled[i] for i in test.first] == test.candidates
+    np.testing.assert_array_equal(test.blocks, np.repeat(np.arange(12), 6))
+
+
+def test_folds_share_one_pool():
+    made = segments(n_subjects=1, n_blocks=2)
+    folds = [s for s in made if s.block == "block-01"] + [s for s in made if s.block == "block-00"]
+    test = TestSet.from_segments(folds)
+    assert len(test.candidates) == len(made)
+    assert [test.candidates[j] for j in test.truth] == folds
+
+
+def test_training_windows_and_empty_test_sets_are_refused():
+    with pytest.raises(ValueError, match="training split"):
+        TestSet.from_segments(segments(1, 1, 1, split="train"))
+    with pytest.raises(ValueError, match="empty"):
+        TestSet.from_segments([])
+
+
+class Half(nn.Module):
+    """Halves the signal; refuses to run in training mode."""
+
+    def forward(self, signal, positions, subject, channel_mask=None):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return signal / 2
+
+
+class Windows:
+    def __init__(self, signal):
+        self.signal = signal
+
+    def __len__(self):
+        return len(self.signal)
+
+    def batch(self, indices):
+        parts = {"signal": self.signal[torch.as_tensor(indices)], "positions": None, "subject": None, "channel_mask": None}
+        batch = SimpleNamespace(**parts)
+        batch.to = lambda device: batch
+        return batch
+
+
+def test_predicted_scores_do_not_depend_on_the_batch_size():
+    generator = torch.Generator().manual_seed(0)
+    signal, candidates = torch.randn(7, 2, 5, generator=generator), torch.randn(4, 2, 5, generator=generator)
+    encoder = Half().train()
+    found = evaluate.predict_scores(encoder, Windows(signal), candidates, scores=similarity.candidate_normalised, batch_size=3)
+    whole = evaluate.predict_scores(encoder, Windows(signal), candidates.numpy(), scores=similarity.candidate_normalised)
+    assert encoder.training
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
+    np.testing.assert_allclose(found, similarity.candidate_normalised(signal / 2, candidates), rtol=1e-5)
+
+
+def test_constant_scores_are_those_of_the_mean_target():
+    rng = np.random.default_rng(0)
+    mean, candidates = rng.normal(size=(2, 5)), rng.normal(size=(4, 2, 5))
+    expected = [(mean * c).sum() / np.linalg.norm(c) for c in candidates]
+    np.testing.assert_allclose(evaluate.constant_scores(mean, candidates, similarity.candidate_normalised), expected, rtol=1e-5)
+
+
+def test_values_are_those_of_retrieval_averaged_over_seeds():
+    test = TestSet.from_segments(segments())
+    seeds = [planted(test, gain=1, seed=s) for s in range(3)]
+    report = evaluate.evaluate({"encoder": seeds}, test, config=FAST)
+    ranks = [retrieval.ranks_from_scores(s, test.truth).ranks for s in seeds]
+    for k in (1, 5, 10):
+        expected = np.mean([retrieval.topk_accuracy(r, k) for r in ranks])
+        entry = report.rows["encoder"][f"top{k}"]
+        assert entry["value"] == pytest.approx(expected)
+        assert entry["low"] <= entry["value"] <= entry["high"]
+    subjects = [report.per_subject[f"d/sub-{s}"]["rows"]["encoder"]["top10"]["value"] for s in range(3)]
+    assert np.mean(subjects) == pytest.approx(report.rows["encoder"]["top10"]["value"])
+    assert report.seeds == [0, 1, 2]
+    assert report.rows["encoder"]["p_above_shuffled"] is None
+
+
+def test_a_planted_effect_is_found_and_the_controls_are_at_chance():
+    report = build(TestSet.from_segments(segments()), dropped={"too short": 2}, warnings=["a note"], seeds=[7, 8])
+    encoder = report.rows["encoder"]
+    assert encoder["p_above_chance"] < 0.001
+    assert encoder["p_above_shuffled"] < 0.002  # 12 blocks: 2^-12 + 1 / 2000
+    assert encoder["p_within_block"] < 0.001
+    assert encoder["within_block_rank"] < 0.5 < report.chance["within_block_rank"] == 2.5
+    assert report.rows["shuffled"]["p_above_shuffled"] is None
+    assert report.leaks == report.alarms == []
+    assert report.warnings == ["3 subject(s) x 12 blocks are few: the intervals are rough.", "a note"]
+    assert report.dropped == {"too short": 2}
+    assert (report.n_candidates, report.subjects, report.blocks, report.seeds) == (72, 3, 12, [7, 8])
+    assert report.chance["top10"] == pytest.approx(10 / 72)
+    assert report.chance["median_rank"] == 35.5
+    curve = report.curves["rank"]
+    assert curve["rows"]["encoder"][-1] == curve["rows"]["block_oracle"][-1] == curve["chance"][-1] == 1
+    assert curve["rows"]["encoder"][0] == pytest.approx(encoder["top1"]["value"], abs=1e-5)
+
+
+def test_a_leaky_control_puts_a_warning_on_top():
+    report = build(TestSet.from_segments(segments()), leak=3.0, warnings=["a note"])
+    assert report.leaks == ["noise"]
+    assert report.warnings[0].startswith("The control `noise` is above chance: p = 0.0005")
+    assert report.warnings[-1] == "a note"
+    assert build(TestSet.from_segments(segments()), leak=3.0, controls=("shuffled",)).leaks == []
+
+
+def test_a_peak_at_lag_zero_is_called_an_artefact():
+    test = TestSet.from_segments(segments(2, 6))
+    clean = build(test, lag_curve={-0.1: 0.1, 0.0: 0.15, 0.15: 0.3, 0.3: float("nan")})
+    assert clean.curves["lag"]["peak"] == 0.15
+    assert clean.alarms == []
+    leaky = build(test, lag_curve={0.1: 0.1, 0.025: 0.15})
+    assert leaky.curves["lag"]["artefact"]
+    assert "artefact" in leaky.warnings[0]
+    assert build(test, lag_curve={0.0: 0.1, 0.1: 0.1}).alarms == []  # flat: no peak
+    assert build(test).curves["lag"] is None
+
+
+def test_few_blocks_swap_cells_and_say_so():
+    report = build(TestSet.from_segments(segments(4, 5)))
+    assert "in each of 20 subject x block cells (5 blocks are too few" in report.methods["p_above_shuffled"]
+    assert report.rows["encoder"]["p_above_shuffled"] < 0.001
+    whole = build(TestSet.from_segments(segments(2, 11)))
+    assert "in each of 11 blocks, all subjects together" in whole.methods["p_above_shuffled"]
+
+
+def test_block_oracle_is_brennans():
+    # the published test split: 190 candidates in 6 blocks of more than 10
+    sizes = (40, 35, 31, 30, 29, 25)
+    made = [
+        Segment("r", "s", 100.0 * k + i, 3.0, f"{k}-{i:03d}", f"block-{k}", "", "", "test", (Span(f"audio-{k}", 0, 90, -float(i)),))
+        for k, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    test = TestSet.from_segments(made)
+    report = evaluate.evaluate({"encoder": [planted(test, gain=0)]}, test, config=FAST)
+    oracle = report.rows["block_oracle"]
+    assert oracle["top10"] == {"value": pytest.approx(60 / 190), "low": None, "high": None}
+    assert oracle["top1"]["value"] == pytest.approx(6 / 190)
+    assert oracle["within_block_rank"] == pytest.approx(sum(n * (n - 1) / 2 for n in sizes) / 190)
+    simulated = np.random.default_rng(0).integers(0, np.repeat(sizes, sizes), size=(4000, 190))
+    assert oracle["median_rank"] == np.median(simulated)
+
+
+def test_disjoint_candidates_share_no_moment():
+    test = TestSet.from_segments(segments(2, 3, 13))  # 13 windows of 3 s, 0.5 s apart: 0, 6 and 12 are disjoint
+    kept = evaluate.thin(test.candidates)
+    np.testing.assert_array_equal(kept, [0, 6, 12, 13, 19, 25, 26, 32, 38])
+    report = build(test)
+    assert report.disjoint["n_candidates"] == 9
+    assert report.disjoint["n_windows"] == 18
+    assert report.disjoint["chance"]["top5"] == pytest.approx(5 / 9)
+    scores = planted(test, gain=3, seed=3)
+    windows = np.isin(test.truth, kept)
+    expected = retrieval.ranks_from_scores(scores[np.ix_(windows, kept)], np.searchsorted(kept, test.truth[windows])).ranks
+    report = evaluate.evaluate({"encoder": [scores]}, test, config=FAST)
+    assert report.disjoint["rows"]["encoder"]["top1"]["value"] == pytest.approx(float((expected == 0).double().mean()))
+    assert report.disjoint["rows"]["block_oracle"]["top1"]["value"] == pytest.approx(1 / 3)
+
+
+def test_windows_of_two_sounds_or_none_are_thinned_by_all_they_touch():
+    def window(onset, *spans):
+        return Segment("r", "s", onset, 3.0, str(onset), "b", "", "", "test", spans)
+
+    both = window(10.0, Span("a", 0, 5, -4.0), Span("b", 0, 9, 1.0))  # a from 4 to 5, b from 0 to 2
+    candidates = [both, window(11.0, Span("b", 0, 9, -1.0)), window(12.0, Span("b", 0, 9, -2.0)), window(50.0), window(52.0), window(53.0)]
+    np.testing.assert_array_equal(evaluate.thin(candidates), [0, 2, 3, 5])
+
+
+def test_ties_and_nan_are_counted_as_misses():
+    test = TestSet.from_segments(segments(2, 3))
+    scores = planted(test, gain=50)
+    scores[0] = 0
+    scores[1, test.truth[1]] = np.nan
+    report = evaluate.evaluate({"encoder": [scores], "constant": [np.zeros(18)]}, test, config=FAST)
+    encoder, constant = report.rows["encoder"], report.rows["constant"]
+    assert (encoder["n_ties"], encoder["n_nan"]) == (1, 1)
+    assert encoder["top1"]["value"] == pytest.approx(34 / 36)
+    assert constant["n_ties"] == 36
+    assert constant["top10"]["value"] == 0
+    assert constant["top10"]["high"] > 0  # no hit among few is no proof of no hit
+    assert constant["p_above_chance"] == 1
+    assert any("NaN" in w for w in report.warnings)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_one_subject_draws_blocks_only_and_says_so():
+    report = build(TestSet.from_segments(segments(1, 6)))
+    assert report.rows["encoder"]["top1"]["low"] is not None
+    assert "there is one subject" in report.methods["interval"]
+
+
+def test_one_block_warns():
+    report = build(TestSet.from_segments(segments(5, 1)))
+    assert any(w.startswith("One block") for w in report.warnings)
+    assert any("too few to find a control above chance" in w for w in report.warnings)
+    assert report.rows["encoder"]["p_above_chance"] >= 0.1  # six rolls there are
+
+
+def test_one_block_of_one_subject_has_no_interval():
+    report = build(TestSet.from_segments(segments(1, 1, 5)))
+    assert report.rows["encoder"]["top1"]["low"] is None
+    assert any("no interval" in w for w in report.warnings)
+    assert any("top-5, top-10 cannot be missed" in w for w in report.warnings)
+    single = build(TestSet.from_segments(segments(1, 1, 1)))
+    assert single.rows["encoder"]["p_above_chance"] == 1
+    json.dumps(single.to_dict(), allow_nan=False)
+
+
+def test_report_survives_json_and_repeats_itself():
+    test = TestSet.from_segments(segments())
+    options = {"provenance": {"commit": None, "sizes": (1, np.int64(2)), "bad": float("inf")}, "lag_curve": {0.1: 0.2, 0.2: 0.3}}
+    report = build(test, **options)
+    values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert RetrievalReport.from_dict(values).to_dict() == values
+    assert build(test, **options).to_dict() == values
+    assert values["provenance"] == {"commit": None, "sizes": [1, 2], "bad": None}
+    assert {"n_candidates", "chance", "rows", "disjoint", "per_subject", "subjects", "blocks", "folds", "seeds"} <= set(values)
+    assert {"dropped", "warnings", "provenance"} <= set(values)
+    with pytest.raises(ValueError, match="missing \\['chance'\\], unknown \\['luck'\\]"):
+        RetrievalReport.from_dict({k: v for k, v in values.items() if k != "chance"} | {"luck": 1})
+
+
+def test_examples_show_good_and_bad_windows():
+    test = TestSet.from_segments(segments())
+    examples = build(test, config=EvaluateConfig(n_bootstrap=50, n_permutations=50, n_examples=4)).examples
+    ranks = [e["rank"] for e in examples]
+    assert len(examples) == 4
+    assert ranks == sorted(ranks)
+    assert ranks[0] == 0 < ranks[-1]
+    assert all(len(e["candidates"]) == 5 for e in examples)
+    assert examples[0]["candidates"][0] == {"text": examples[0]["heard"], "correct": True}
+    silent = build(TestSet.from_segments(segments(text=""))).examples[0]
+    assert silent["heard"].startswith("story, ")
+
+
+def test_similarity_is_small_and_bright_on_the_diagonal():
+    report = build(TestSet.from_segments(segments(2, 15, 15)))
+    assert report.similarity.shape == (200, 200)
+    assert np.diag(report.similarity).mean() > 2
+
+
+def test_wrong_shapes_are_refused():
+    test = TestSet.from_segments(segments(1, 2))
+    with pytest.raises(ValueError, match="Row 'encoder': expected scores of shape \\(12, 12\\), got \\(3, 12\\)"):
+        evaluate.evaluate({"encoder": [np.zeros((3, 12))]}, test)
+    with pytest.raises(ValueError, match="At least one row"):
+        evaluate.evaluate({}, test)
+    with pytest.raises(ValueError, match="confidence"):
+        EvaluateConfig(confidence=95)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from brainspeech import similarity
+from brainspeech.retrieval import chance, median_rank, ranks, ranks_from_scores, topk_accuracy
+
+
+def make_pairs(n_rows=20, n_candidates=13, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    estimates = torch.randn(n_rows, 3, 6, generator=generator)
+    candidates = torch.randn(n_candidates, 3, 6, generator=generator)
+    return estimates, candidates, torch.randint(n_candidates, (n_rows,), generator=generator)
+
+
+@pytest.mark.parametrize("scores", [similarity.candidate_normalised, similarity.cosine, similarity.correlation])
+def test_ranks_are_those_of_sorting(scores):
+    estimates, candidates, targets = make_pairs()
+    order = scores(estimates, candidates).argsort(1, descending=True)
+    expected = (order == targets[:, None]).int().argmax(1)
+    found = ranks(estimates, candidates, targets, scores=scores)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 13, 20, 100])
+def test_chunked_is_full(chunk):
+    estimates, candidates, targets = make_pairs()
+    full = ranks_from_scores(similarity.candidate_normalised(estimates, candidates), targets).ranks
+    assert torch.equal(ranks(estimates, candidates, targets, chunk=chunk), full)
+
+
+def test_perfect_estimates_rank_first():
+    _, candidates, targets = make_pairs()
+    found = ranks(candidates[targets], candidates, targets)
+    assert (found == 0).all()
+    assert topk_accuracy(found, 1) == 1.0
+
+
+def test_order_of_candidates_does_not_matter():
+    estimates, candidates, targets = make_pairs()
+    order = torch.randperm(13, generator=torch.Generator().manual_seed(3))
+    place = order.argsort()
+    assert torch.equal(ranks(estimates, candidates[order], place[targets]), ranks(estimates, candidates, targets))
+
+
+def test_ties_count_against_us_and_are_counted():
+    scores = torch.tensor([[1.0, 1.0, 0.0, 1.0], [3.0, 2.0, 2.0, 0.0], [0.0, 5.0, 5.0, 1.0]])
+    found = ranks_from_scores(scores, torch.tensor([0, 1, 3]))
+    assert found.ranks.tolist() == [2, 2, 2]
+    assert found.n_ties == 2
+    assert found.n_nan == 0
+
+
+def test_collapsed_encoder_comes_last():
+    _, candidates, targets = make_pairs()
+    assert (ranks(torch.zeros(20, 3, 6), candidates, targets) == 12).all()
+
+
+def test_nan_counts_against_us_and_is_counted():
+    nan = torch.nan
+    scores = torch.tensor([[nan, 0.0, 1.0], [nan, 2.0, 1.0], [3.0, 2.0, 1.0], [nan, nan, nan]])
+    found = ranks_from_scores(scores, torch.tensor([0, 1, 0, 1]))
+    assert found.ranks.tolist() == [2, 1, 0, 2]
+    assert found.n_nan == 3
+    assert found.n_ties == 0
+
+
+def test_arrays_do_as_well():
+    found = ranks_from_scores(np.array([[0.1, 0.9], [0.7, 0.2]], dtype=np.float32), np.array([1, 1]))
+    assert found.ranks.tolist() == [0, 1]
+
+
+def test_random_estimates_are_at_chance():
+    estimates, candidates, targets = make_pairs(n_rows=4000)
+    accuracy = topk_accuracy(ranks(estimates, candidates, targets), 3)
+    sd = (chance(3, 13) * (1 - chance(3, 13)) / 4000) ** 0.5
+    assert abs(accuracy - chance(3, 13)) < 4 * sd
+
+
+def test_accuracy_median_and_chance():
+    found = torch.tensor([0, 1, 4, 9])
+    assert [topk_accuracy(found, k) for k in (1, 2, 5, 10)] == [0.25, 0.5, 0.75, 1.0]
+    assert median_rank(found) == 2.5
+    assert median_rank(np.array([3, 0, 8])) == 3.0
+    assert chance(10, 100) == 0.1
+    assert chance(10, 4) == 1.0
+
+
+def test_bad_input_is_named():
+    estimates, candidates, targets = make_pairs()
+    with pytest.raises(ValueError, match=r"columns 0\.\.12, got"):
+        ranks(estimates, candidates, targets + 13)
+    with pytest.raises(ValueError, match="one column per estimate"):
+        ranks(estimates, candidates, targets[:3])
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        ranks(estimates, candidates, targets, chunk=0)
+    with pytest.raises(ValueError, match="must agree in features and times"):
+        ranks(estimates, candidates[:, :2], targets)
+    with pytest.raises(ValueError, match=r"Scores must be \(B, N\)"):
+        ranks_from_scores(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match="Is the test split empty"):
+        topk_accuracy(torch.tensor([], dtype=torch.int64), 1)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        topk_accuracy(torch.tensor([1]), 0)
+    with pytest.raises(ValueError, match="at least 1, got 1 and 0"):
+        chance(1, 0)
