@@ -29,6 +29,7 @@ __all__ = [
     "records",
     "report",
     "retrieval",
+    "rows",
     "segments",
     "similarity",
     "timing",

@@ -11,27 +11,20 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from brainspeech import controls, datasets, evaluate, features, hub, losses, models, report, retrieval, segments, timing, train
-from brainspeech.batches import SegmentDataset, Statistics, fit_statistics
+from brainspeech import datasets, evaluate, features, report, rows, segments
 from brainspeech.cache import Cache
 from brainspeech.preprocess import filter_half_length, load_signal
 from brainspeech.provenance import provenance
 from brainspeech.recipe import Recipe
-from brainspeech.records import SPLITS, FeatureTrack, Recording, Segment, Signal
-
-# The lags at which the ridge is refitted to see where the brain follows the sound, in seconds.
-Scores = Callable[[Tensor, Tensor], Tensor]
-LAGS = tuple(round(0.05 * k, 2) for k in range(-6, 11))
+from brainspeech.records import Recording, Segment, Signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,37 +37,6 @@ class Prepared:
     signals: dict[str, Signal]
     feature: features.Feature
     dropped: Counter
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """The splits of one fold as batches, and the candidates that all folds share."""
-
-    train: SegmentDataset
-    valid: SegmentDataset
-    test: SegmentDataset
-    pools: dict[str, SegmentDataset]
-    statistics: Statistics
-    subjects: tuple[str, ...]
-
-    def with_lag(self, lag: float) -> Data:
-        """Give the same data at another lag in seconds."""
-        pools = {name: pool.with_lag(lag) for name, pool in self.pools.items()}
-        splits = {split: getattr(self, split).with_lag(lag) for split in SPLITS}
-        return dataclasses.replace(self, pools=pools, **splits)
-
-    def score(self, encoder: nn.Module, scores: Scores, *, pool: str = "", batch_size: int = 256, device: str = "cpu") -> np.ndarray:
-        """Score the test windows against the candidates of a pool, shape (W, N)."""
-        candidates = self.pools[pool].targets(range(len(self.pools[pool])))
-        return evaluate.predict_scores(encoder, self.test, candidates, scores=scores, batch_size=batch_size, device=device)
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """Scores of the test windows against all candidates, shape (W, N) or (N,) where all have the same, and how the fit went."""
-
-    scores: np.ndarray
-    history: list[dict] = field(default_factory=list)
 
 
 def select_subjects(recordings: Sequence[Recording], spec: str) -> list[Recording]:
@@ -151,38 +113,6 @@ def fold_configs(recipe: Recipe, tables: Iterable[pd.DataFrame]) -> list[segment
     return configs
 
 
-def make_data(
-    recipe: Recipe,
-    segs: Sequence[Segment],
-    pools: Mapping[str, Sequence[Segment]],
-    *,
-    signals: Mapping[str, Signal],
-    tracks: Mapping[tuple[str, float, float], FeatureTrack],
-    fill: float,
-) -> Data:
-    """Put segments, signals and tracks together: statistics of the training windows, then one dataset cut into parts that share memory."""
-    groups = {split: [s for s in segs if s.split == split] for split in SPLITS}
-    groups |= {f"pool {name}": list(pool) for name, pool in pools.items()}
-    subjects = tuple(sorted({s.subject for s in groups["train"]}))
-    statistics = fit_statistics(groups["train"], signals, tracks, config=recipe.batches, fill=fill)
-    whole = SegmentDataset(
-        [s for group in groups.values() for s in group],
-        signals,
-        tracks,
-        config=recipe.batches,
-        statistics=statistics,
-        subjects=subjects,
-        fill=fill,
-        sfreq=recipe.preprocess.sfreq,
-    )
-    parts, start = {}, 0
-    for name, group in groups.items():
-        parts[name] = whole.subset(range(start, start + len(group)))
-        start += len(group)
-    pool_parts = {name: parts[f"pool {name}"] for name in pools}
-    return Data(parts["train"], parts["valid"], parts["test"], pools=pool_parts, statistics=statistics, subjects=subjects)
-
-
 def run(
     recipe: Recipe,
     *,
@@ -248,15 +178,15 @@ def run(
     for k, fold in enumerate(folds):
         dropped += Counter({f"windows: {reason}": n for reason, n in fold.dropped.items()})
         warnings += [w for w in fold.warnings if w not in warnings and not (recipe.folds and w.startswith("Splits assigned"))]
-        fitter = Fitter(recipe, segs[k], pools, prepared.signals, tracks, prepared.feature.fill)
+        fitter = rows.Fitter(recipe, segs[k], pools, prepared.signals, tracks, prepared.feature.fill)
         fitter.data.statistics.save(out / ("statistics.json" if len(folds) == 1 else f"statistics-fold-{k + 1}.json"))
-        warnings += [w for w in fitter.warnings() if w not in warnings]
         for i, seed in enumerate(recipe.seeds):
             name = "" if len(folds) * len(recipe.seeds) == 1 else f" (fold {k + 1}, seed {seed})"
             for row, fitted in fitter.rows(out, fold=k, seed=seed, progress=progress):
                 scores.setdefault(row, [[] for _ in recipe.seeds])[i].append(fitted.scores)
                 if fitted.history:
                     histories[row + name] = fitted.history
+        warnings += [w for w in fitter.warnings() if w not in warnings]
         if "ridge" in recipe.rows:
             curves.append(fitter.lag_curve(progress=progress))
     result = evaluate.evaluate(
@@ -267,7 +197,7 @@ def run(
         dropped=dict(dropped),
         warnings=warnings,
         provenance=provenance(recipe.to_dict(), repeated_texts=audits[0].repeated_texts, feature=prepared.feature.config()),
-        lag_curve={lag: float(np.mean([curve[lag] for curve in curves])) for lag in LAGS} if curves else None,
+        lag_curve={lag: float(np.mean([curve[lag] for curve in curves])) for lag in rows.LAGS} if curves else None,
         lag_metric="top-10 accuracy of a ridge refitted at this lag",
         folds=len(folds),
         seeds=list(recipe.seeds),
@@ -337,149 +267,3 @@ def _rename(segs: Sequence[Segment], names: Mapping[str, str]) -> list[Segment]:
         )
         for s in segs
     ]
-
-
-class Fitter:
-    """Fits the rows of one fold: the encoder, its references and its controls, all on the same segments.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    segs : sequence of Segment
-        Of all splits of the fold.
-    pools : mapping of str to sequence of Segment
-        Candidates: under "" what was heard, under any other name what is scored in its place.
-    signals, tracks : mapping
-        By recording, and by stimulus interval.
-    fill : float
-        The feature's value where nothing is heard.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        segs: Sequence[Segment],
-        pools: Mapping[str, Sequence[Segment]],
-        signals: Mapping[str, Signal],
-        tracks: Mapping[tuple[str, float, float], FeatureTrack],
-        fill: float,
-    ):
-        self.recipe, self.segs, self.pools, self.signals, self.tracks, self.fill = recipe, segs, pools, signals, tracks, fill
-        self.data = self._data(segs, signals)
-
-    def _data(self, segs: Sequence[Segment], signals: Mapping[str, Signal]) -> Data:
-        return make_data(self.recipe, segs, self.pools, signals=signals, tracks=self.tracks, fill=self.fill)
-
-    def warnings(self) -> list[str]:
-        """Say what a reader of the report has to know about these data."""
-        said = []
-        borrowed = self.data.statistics.borrowed
-        if borrowed:
-            origins = ", ".join(sorted(set(borrowed.values())))
-            said.append(f"{len(borrowed)} recordings have no training window of their own and are scaled with statistics of {origins}.")
-        if self.data.statistics.flat:
-            said.append(f"{sum(self.data.statistics.flat.values())} channels are flat in all training windows and stay at 0.")
-        unseen = sorted({s.subject for s in self.data.test.segments} - set(self.data.subjects))
-        if unseen:
-            how = "the generic subject layer" if self.recipe.model.options.get("generic_subject") else "the average of the subject layers"
-            said.append(f"{len(unseen)} test subjects have no training data ({', '.join(unseen)}); the encoder uses {how} for them.")
-        return said
-
-    def rows(self, out: Path, *, fold: int, seed: int, progress: bool) -> Iterator[tuple[str, Fitted]]:
-        """Fit every row of the recipe and score its estimates, row by row."""
-        recipe = self.recipe
-        first = fold == 0 and seed == recipe.seeds[0]
-        for row in recipe.rows:
-            folder = out if row == "encoder" and first else out / "fits" / f"{row}-fold-{fold + 1}-seed-{seed}"
-            if row == "constant":
-                yield row, self._constant()
-            elif row == "ridge":
-                yield from self._ridge(progress=progress)
-            elif row == "noise":
-                noise = {uid: controls.phase_randomise(s, seed=_seed(seed, i)) for i, (uid, s) in enumerate(sorted(self.signals.items()))}
-                yield from self._contrastive(row, self._data(self.segs, noise), folder, seed=seed, progress=progress)
-            elif row == "shuffled":
-                fitted = controls.shift_pairing([s for s in self.segs if s.split != "test"], seed=_seed(seed, 0))
-                segs = [*fitted, *(s for s in self.segs if s.split == "test")]
-                yield from self._contrastive(row, self._data(segs, self.signals), folder, seed=seed, progress=progress)
-            else:
-                yield from self._contrastive(row, self.data, folder, seed=seed, progress=progress)
-
-    def _contrastive(self, row: str, data: Data, folder: Path, *, seed: int, progress: bool) -> Iterator[tuple[str, Fitted]]:
-        recipe = self.recipe
-        choice = recipe.linear_clip if row == "linear_clip" else recipe.model
-        shape = {"n_subjects": len(data.subjects), "n_features": data.train.n_features}
-        if choice.name == "linear_clip":
-            shape["n_channels"] = data.train.n_channels
-        torch.manual_seed(seed)
-        encoder = models.build(choice.name, **shape, **choice.options)
-        loss = losses.build(recipe.loss.name, **recipe.loss.options)
-        config = dataclasses.replace(recipe.train, seed=seed)
-        fit = train.fit(encoder, loss, data.train, data.valid, config, out=folder, resume=True, progress=progress, name=row)
-        hub.save(
-            folder / "model",
-            fit.encoder,
-            config={"recipe": recipe.to_dict(), "subjects": list(data.subjects), "ch_names": list(data.train.ch_names)},
-            statistics=dataclasses.asdict(data.statistics),
-        )
-        for name in self.pools if row == "encoder" else [""]:
-            scores = data.score(fit.encoder, loss.scores, pool=name, batch_size=config.batch_size, device=fit.device)
-            yield f"{row}_{name}" if name else row, Fitted(scores, [] if name else fit.history)
-
-    def _ridge(self, *, progress: bool) -> Iterator[tuple[str, Fitted]]:
-        config = self.recipe.ridge
-        data = self.data.with_lag(0.0)
-        sfreq = data.train.sfreq
-        lags = range(0, timing.to_samples(config.max_lag, sfreq) + 1, max(1, timing.to_samples(config.lag_step, sfreq)))
-        ridge = train.fit_ridge(data.train, data.valid, lags=lags, n_components=config.n_components, progress=progress)
-        for name in self.pools:
-            yield f"ridge_{name}" if name else "ridge", Fitted(data.score(ridge, ridge.scores, pool=name))
-
-    def _constant(self) -> Fitted:
-        loss = losses.build(self.recipe.loss.name, **self.recipe.loss.options)
-        pool = self.data.pools[""]
-        candidates = pool.targets(range(len(pool)))
-        return Fitted(evaluate.constant_scores(_mean_direction(self.data.train), candidates, loss.scores))
-
-    def lag_curve(self, *, progress: bool) -> dict[float, float]:
-        """Refit the ridge at each single lag and give its top-10 accuracy on the test windows, {lag in s: fraction}.
-
-        Training windows are thinned until they do not overlap, which loses next to nothing and saves most of the time.
-        """
-        thin = self.data.train.subset(_thinned(self.data.train.segments))
-        data = dataclasses.replace(self.data, train=thin)
-        columns = {s.stimulus_id: j for j, s in enumerate(data.pools[""].segments)}
-        truth = torch.tensor([columns[s.stimulus_id] for s in data.test.segments])
-        curve = {}
-        for lag in tqdm(LAGS, desc="accuracy against lag", unit="lag", disable=not progress):
-            at = data.with_lag(lag)
-            ridge = train.fit_ridge(at.train, at.valid, lags=(0,), n_components=self.recipe.ridge.n_components, progress=False)
-            ranks = retrieval.ranks_from_scores(torch.from_numpy(at.score(ridge, ridge.scores)), truth).ranks
-            curve[lag] = retrieval.topk_accuracy(ranks, 10)
-        return curve
-
-
-def _mean_direction(train: SegmentDataset, *, chunk: int = 256) -> Tensor:
-    """Average the training targets, each scaled to norm 1: the constant estimate that is nearest to them all; shape (F, T)."""
-    total = torch.zeros(train.n_features, train.n_times)
-    rows = train.unique()
-    for start in range(0, len(rows), chunk):
-        target = train.targets(rows[start : start + chunk])
-        total += (target / target.flatten(1).norm(dim=1).clamp_min(1e-8)[:, None, None]).sum(0)
-    return total / len(rows)
-
-
-def _seed(seed: int, i: int) -> int:
-    """Give the i-th of a family of seeds that do not meet those of another base seed."""
-    return int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-
-
-def _thinned(segs: Sequence[Segment]) -> list[int]:
-    """Give the indices of windows that do not overlap within a recording, greedily in time."""
-    keep: list[int] = []
-    last_stop: dict[str, float] = {}
-    for i in sorted(range(len(segs)), key=lambda i: (segs[i].recording, segs[i].onset)):
-        if segs[i].onset >= last_stop.get(segs[i].recording, 0.0) - 1e-6:
-            keep.append(i)
-            last_stop[segs[i].recording] = segs[i].onset + segs[i].duration
-    return keep

@@ -235,8 +235,7 @@ def fit_ridge(
                 yield batch.signal, batch.target, batch.subject
                 bar.update()
 
-        counts = ridge.fit(lambda: stream(train), lambda: stream(valid))
-    ridge.counts = counts  # type: ignore[assignment]
+        ridge.fit(lambda: stream(train), lambda: stream(valid))
     return ridge.eval()
 
 

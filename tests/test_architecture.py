@@ -28,6 +28,7 @@ FLOORS = [
     {"figures"},
     {"calibrate", "text", "stream", "report"},
     {"recipe"},
+    {"rows"},
     {"flow"},
     {"cli"},
     {"__main__"},

@@ -141,6 +141,7 @@ class Ridge(nn.Module):
             "alphas": self.alphas,
         }
         self.n_subjects, self.n_channels, self.n_features = n_subjects, n_channels, n_features
+        self.counts: dict[str, int] = {}
         self.register_buffer("weight", torch.zeros(n_subjects, n_reduced, n_channels, len(self.lags)))
         self.register_buffer("intercept", torch.zeros(n_subjects, n_reduced))
         self.register_buffer("target_mean", torch.zeros(n_features))
@@ -199,7 +200,8 @@ class Ridge(nn.Module):
             raise ValueError("There is no validation segment of any training subject, so alpha cannot be chosen: is the split empty?")
         for subject, moments in waiting.items():
             self._keep(subject, moments, self.alphas[int(curves.nanmean(0).argmax())])
-        return {"n_unseen_valid": n_unseen_valid, "n_subjects_without_valid": len(waiting)}
+        self.counts = {"n_unseen_valid": n_unseen_valid, "n_subjects_without_valid": len(waiting)}
+        return self.counts
 
     def _fit_reduction(self, batches: Batches) -> None:
         device, n_features = self.weight.device, self.n_features
