@@ -553,12 +553,18 @@ def _rank_curves(ranks: Mapping[str, np.ndarray], blocks: np.ndarray, truth: np.
 
 
 def _lag(curve: Mapping[float, float] | None, metric: str) -> dict[str, Any] | None:
-    """Sort the lag curve and find its peak; a peak within 25 ms of 0 is an artefact."""
+    """Sort the lag curve and find its peak; a peak within 25 ms of 0 is an artefact.
+
+    A maximum that does not stand out by three standard deviations from the lags at which no brain can answer (100 ms or more before the
+    sound, 450 ms or more after it) is no peak; a curve with fewer than four such lags cannot tell, and its maximum counts.
+    """
     points = sorted((float(lag), float(value)) for lag, value in (curve or {}).items() if value is not None and math.isfinite(value))
     if not points:
         return None
     lags, values = zip(*points, strict=True)
-    peak = lags[int(np.argmax(values))] if max(values) > min(values) else None
+    silent = [v for lag, v in points if lag <= -0.1 + 1e-9 or lag >= 0.45 - 1e-9]
+    floor = np.mean(silent) + 3 * np.std(silent, ddof=1) if len(silent) >= 4 else min(values)
+    peak = lags[int(np.argmax(values))] if max(values) > floor else None
     return {
         "lag": list(lags),
         "value": list(values),

@@ -379,7 +379,7 @@ def _lag(report: RetrievalReport) -> Picture:
     ax.set_xlabel("lag of the brain after the sound, ms")
     ax.set_ylabel(textwrap.fill(lag["metric"], 30))
     if peak is None:
-        title = "Decoding does not depend on the lag"
+        title = "No single lag stands out"
     elif lag["artefact"]:
         title = f"Decoding peaks at {1000 * peak:.0f} ms: an artefact, not a brain response"
     else:
@@ -393,5 +393,5 @@ def _lag(report: RetrievalReport) -> Picture:
         caption="Decoding from the signal at one lag alone. A brain response takes tens of milliseconds, so a peak at 0 ms is an artefact."
         + alarm,
         alt=f"{lag['metric']} against lag from {x[0]:.0f} to {x[-1]:.0f} ms; "
-        + (f"peak at {1000 * peak:.0f} ms." if peak is not None else "flat."),
+        + (f"peak at {1000 * peak:.0f} ms." if peak is not None else "no peak."),
     )

@@ -262,7 +262,7 @@ tr.chance td, tr.chance th { color: var(--muted); }
 .words td:first-child, .words th:first-child { min-width: 56px; width: 56px; }
 .words ol { margin: 0; padding-left: 1.3em; }
 .words .right { color: var(--good); font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; align-items: start; }
 figure { margin: 0; padding: 16px; border: 1px solid var(--line); border-radius: 10px; background: var(--card); min-width: 0; }
 @media (max-width: 600px) { figure { padding: 12px 8px; } figure h3, figcaption { padding: 0 6px; } }
 figure svg { display: block; width: 100%; height: auto; max-width: 560px; margin: 0 auto 10px; }

@@ -176,6 +176,15 @@ def test_a_peak_at_lag_zero_is_called_an_artefact():
     assert build(test).curves["lag"] is None
 
 
+def test_a_maximum_among_noise_is_no_peak():
+    test = TestSet.from_segments(segments(2, 6))
+    noise = {-0.3: 0.06, -0.2: 0.11, -0.1: 0.14, 0.0: 0.15, 0.1: 0.12, 0.2: 0.08, 0.3: 0.13, 0.45: 0.09, 0.5: 0.12}
+    assert build(test, lag_curve=noise).curves["lag"]["peak"] is None
+    assert build(test, lag_curve=noise).alarms == []
+    assert build(test, lag_curve=noise | {0.0: 0.4}).curves["lag"]["artefact"]
+    assert build(test, lag_curve=noise | {0.2: 0.4}).curves["lag"]["peak"] == 0.2
+
+
 def test_few_blocks_swap_cells_and_say_so():
     report = build(TestSet.from_segments(segments(4, 5)))
     assert "in each of 20 subject x block cells (5 blocks are too few" in report.methods["p_above_shuffled"]
