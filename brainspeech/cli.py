@@ -1,4 +1,4 @@
-"""The command line: brainspeech run, describe, evaluate, report, audit.
+"""The command line: brainspeech run, describe, evaluate, report, audit, download, verify, simulate.
 
 Only the standard library is imported at the top, so that --help answers at once.
 """
@@ -32,6 +32,9 @@ RUN_EPILOG = """--set changes any constant of the recipe, for example
   --set dataset.subjects=first:3      --set preprocess.highpass=0.5        --set seeds=(1,2,3)
 A wrong name is answered with the names there are.
 
+Without --root the files of an open dataset (brennan2019, ds004408, gwilliams2022) are fetched into data/NAME, those of the subjects that
+are asked for; what is there is not fetched again. The first line says so, and how much is to come.
+
 A run that was stopped goes on where it stopped when the same command is given again."""
 
 
@@ -39,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 1 could not, 2 wrong arguments, 3 --strict found a warning."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log file is no place for ten bars a second
     if arguments.command is None:
         parser.print_help()
         return 2
@@ -50,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"brainspeech: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nbrainspeech: interrupted. What is done is kept; the same command goes on from here.", file=sys.stderr)
+        print(
+            "\nbrainspeech: interrupted. Preprocessing and finished epochs are kept; the same command goes on from there.", file=sys.stderr
+        )
         return 130
 
 
@@ -72,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=RUN_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_recipe(run)
+    _add_recipe(run, root="folder of the dataset (without it the files of an open dataset are fetched into data/NAME)")
     run.add_argument("--out", metavar="DIR", help="run folder (default: runs/RECIPE)")
     run.add_argument("--seeds", type=int, metavar="N", help="fit everything N times with seeds counting up from the recipe's first")
     run.add_argument("--resume", action="store_true", help="go on with a stopped run; fails where there is none")
@@ -87,15 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_recipe(describe, what="RECIPE or DATASET")
     describe.add_argument("--protocol", choices=("clean", "paper"), help="the recipe's own if not given")
-    describe.add_argument("--subjects", metavar="S", help="all, first:3, or the dataset's own numbers such as 1-5,7")
+    describe.add_argument("--onsets", choices=("corrected", "published"), help="event times as corrected or as the paper had them")
+    describe.add_argument("--subjects", metavar="S", help="all, published, first:3, or the dataset's own numbers such as 1-5,7")
     describe.add_argument("--json", action="store_true", help="print JSON")
     describe.set_defaults(command=_describe)
 
     evaluate = verbs.add_parser(
         "evaluate",
         help="score the checkpoints of a run again and print its report",
-        description="Score the checkpoints of a run on its test split again, write its report again and print the table. "
-        "Trains only what is missing.",
+        description="Score the checkpoints of a run on its test split again, write its report again and print the table.",
     )
     _add_run(evaluate)
     evaluate.add_argument("--root", metavar="DIR", help="folder of the dataset, if it has moved since")
@@ -107,10 +114,11 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser(
         "report",
-        help="print the table of a finished run and draw its pages again",
-        description="Read report.json and write the pages again.",
+        help="print the table of a finished run and draw its pages again; or put several runs side by side",
+        description="Read report.json and write the pages again. Given several runs (seeds, variants), compare them with the first.",
     )
-    _add_run(report)
+    report.add_argument("run", metavar="RUN", nargs="+", help="a run folder, such as runs/demo; several are compared with the first")
+    report.add_argument("--out", metavar="DIR", help="folder of the comparison's pages (default: comparison, beside the first run)")
     report.set_defaults(command=_report)
 
     audit = verbs.add_parser(
@@ -122,6 +130,37 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(audit)
     audit.add_argument("--json", action="store_true", help="print JSON")
     audit.set_defaults(command=_audit)
+
+    download = verbs.add_parser(
+        "download",
+        help="fetch a dataset's files, with size and digest checked",
+        description="Fetch a dataset into a folder: parallel, resumed where cut, every size and digest checked. Files that are there "
+        "and right are not fetched again. A dataset that needs an account says what to do.",
+    )
+    _add_files(download)
+    download.set_defaults(command=_download)
+
+    verify = verbs.add_parser(
+        "verify",
+        help="check a dataset's files: missing, wrong size, wrong digest",
+        description="Check the files of a dataset in a folder by name, size and digest, and print the command that repairs them "
+        "(exit status 1 if anything is missing or wrong).",
+    )
+    _add_files(verify)
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(command=_verify)
+
+    simulate = verbs.add_parser(
+        "simulate",
+        help="write simulated listeners as a BIDS folder",
+        description="Simulate M/EEG of listeners and write it as a BIDS folder that any other tool can read.",
+    )
+    simulate.add_argument("--bids", metavar="DIR", required=True, help="new folder to write")
+    simulate.add_argument(
+        "--set", action="append", default=[], metavar="field=value", help="what is simulated, such as n_subjects=2, kind=meg"
+    )
+    simulate.add_argument("--quiet", action="store_true", help="no progress bars")
+    simulate.set_defaults(command=_simulate)
     return parser
 
 
@@ -131,9 +170,9 @@ def _version() -> str:
     return __version__
 
 
-def _add_recipe(parser: argparse.ArgumentParser, what: str = "RECIPE") -> None:
+def _add_recipe(parser: argparse.ArgumentParser, what: str = "RECIPE", root: str = "folder of the dataset") -> None:
     parser.add_argument("recipe", metavar=what, help="name of a shipped recipe, a recipe.py, or a folder with one")
-    parser.add_argument("--root", metavar="DIR", help="folder of the dataset")
+    parser.add_argument("--root", metavar="DIR", help=root)
     parser.add_argument("--cache", metavar="DIR", help="cache folder (default: BRAINSPEECH_CACHE or ~/.cache/brainspeech)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="section.field=value", help="change a constant of the recipe; repeatable"
@@ -142,6 +181,18 @@ def _add_recipe(parser: argparse.ArgumentParser, what: str = "RECIPE") -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo")
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset with a manifest, such as brennan2019")
+    parser.add_argument("--root", metavar="DIR", required=True, help="folder of the files")
+    parser.add_argument(
+        "--subjects", metavar="S", default="all", help="all, published, first:3, or the dataset's own numbers such as 1-5,7"
+    )
+    parser.add_argument(
+        "--what", default="recordings,events,audio", metavar="W", help="kinds of files, comma separated (default: %(default)s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def _cache(folder: str | None):
@@ -170,15 +221,44 @@ def _run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or Path("runs") / recipe.name)
     if arguments.resume and not (out / "recipe.json").is_file():
         raise FileNotFoundError(f"--resume: {out} holds no run (no recipe.json). Leave --resume out to start one.")
+    if (out / "report.json").is_file():
+        print(f"brainspeech: {out} holds a finished run; what is fitted is not fitted again.", file=sys.stderr)
+    elif (out / "recipe.json").is_file():
+        print(f"brainspeech: going on with the run in {out}.", file=sys.stderr)
     result = flow.run(
         recipe,
-        root=arguments.root,
+        root=arguments.root or _fetched(recipe, progress=not arguments.quiet),
         out=out,
         cache=_cache(arguments.cache),
         source=str(recipes.find(arguments.recipe)),
         progress=not arguments.quiet,
     )
     return _show(result, out, strict=arguments.strict)
+
+
+def _fetched(recipe: Recipe, *, progress: bool) -> Path | None:
+    """Bring an open dataset into data/NAME where no folder was given; None for a dataset that has no manifest."""
+    from brainspeech import manifests
+    from brainspeech import recipe as recipes
+
+    name = recipe.dataset.name
+    if recipe.load is not None or name not in manifests.names():
+        return None
+    recipes.check(recipes.settle(recipe))  # before gigabytes are on their way
+    root = Path("data") / name
+    manifest = manifests.load(name)
+    if manifest.entries:
+        todo = manifests.plan(manifest, root, subjects=recipe.subjects)
+        if not todo.n_bytes and not todo.n_unknown_size:
+            return root  # by their sizes; what is in the files is for verify
+    print(f"brainspeech: no --root DIR, so the files of {name} are fetched into {root}.", file=sys.stderr)
+    text, status = manifests.download_command(
+        name, root, subjects=recipe.subjects, progress=progress, tell=lambda said: print(said, file=sys.stderr)
+    )
+    if status:
+        raise RuntimeError(text)
+    print(text, file=sys.stderr)
+    return root
 
 
 def _show(result, out: Path, *, strict: bool) -> int:
@@ -195,18 +275,48 @@ def _describe(arguments: argparse.Namespace) -> int:
     from brainspeech import datasets, flow
     from brainspeech import recipe as recipes
 
-    if arguments.recipe in datasets.DATASETS and not Path(arguments.recipe).exists():
+    try:
+        recipe = _load(arguments)
+    except recipes.NoRecipe:
+        if arguments.recipe not in datasets.DATASETS:
+            raise
         recipe = recipes.Recipe(name=arguments.recipe, title=arguments.recipe, dataset=recipes.Choice(arguments.recipe))
         recipe = recipes.change(recipe, arguments.set)
-    else:
-        recipe = _load(arguments)
+    if arguments.onsets:
+        recipe = recipes.change(recipe, [f"dataset.onsets={arguments.onsets}"])
     if arguments.protocol:
-        recipe = dataclasses.replace(recipe, segments=dataclasses.replace(recipe.segments, protocol=arguments.protocol))
+        recipe = recipes.change(recipe, [f"segments.protocol={arguments.protocol}"])
     if arguments.subjects:
         recipe = dataclasses.replace(recipe, subjects=arguments.subjects)
+    if recipe.load is None and recipe.dataset.name == "bids":
+        return _understand(recipe, arguments)
     found = flow.describe(recipe, arguments.root)
     print(json.dumps(found, indent=2) if arguments.json else _description(recipe.name, found))
     return 0
+
+
+def _understand(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    """Say what is understood of a BIDS folder, then how it is split, if everything is there that the split needs."""
+    from brainspeech import flow
+    from brainspeech.datasets import bids
+
+    understood = bids.understand(_root(arguments.root), **recipe.dataset.options)
+    try:
+        found, obstacle = flow.describe(recipe, arguments.root), ""
+    except (ValueError, RuntimeError, OSError) as error:
+        found, obstacle = {}, str(error)
+    if arguments.json:
+        print(json.dumps({**found, "understood": understood, "obstacle": obstacle}, indent=2))
+    else:
+        print(bids.explain(understood))
+        print(f"\n{_description(recipe.name, found)}" if found else f"\nNot split: {obstacle}")
+    return 0
+
+
+def _root(folder: str | None) -> str:
+    if folder is None:
+        raise ValueError("Say where the files are: --root DIR.")
+    return folder
 
 
 def _description(name: str, found: dict) -> str:
@@ -237,6 +347,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from brainspeech import recipe as recipes
 
     out, kept = _open_run(arguments.run)
+    if not (out / "report.json").is_file():
+        raise RuntimeError(f"{out} has not come to its report yet. Go on with it: brainspeech run {kept['source']} --out {out}")
     recipe = recipes.restore(recipes.load(kept["source"]), kept["recipe"])
     result = flow.run(
         recipe,
@@ -255,7 +367,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from brainspeech import report
 
-    out, _ = _open_run(arguments.run)
+    if len(arguments.run) > 1:
+        runs = [_open_run(run)[0] for run in arguments.run]
+        comparison = report.compare(runs)
+        out = Path(arguments.out) if arguments.out else runs[0].resolve().parent / "comparison"
+        report.write_comparison(comparison, out)
+        print(report.comparison_table(comparison))
+        print(f"\nThe comparison with its figures: {(out / 'comparison.html').resolve()}")
+        return 0
+    if arguments.out:
+        raise ValueError("--out is for the comparison of several runs; the pages of one run stand in its folder.")
+    out, _ = _open_run(arguments.run[0])
     result = report.load(out)
     report.write(result, out, history=report.load_history(out))
     return _show(result, out, strict=False)
@@ -279,6 +401,42 @@ def _audit(arguments: argparse.Namespace) -> int:
         print(f"{len(texts)} sentence texts stand on two sides" + (":" if texts else "."))
         print("\n".join(f"  {text}" for text in texts[:20]) + ("\n" if texts else ""), end="")
     return 1 if errors else 0
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from brainspeech import manifests
+
+    text, status = manifests.download_command(
+        arguments.dataset, arguments.root, subjects=arguments.subjects, what=arguments.what, progress=not arguments.quiet
+    )
+    print(text)
+    return status
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from brainspeech import manifests
+
+    text, status = manifests.verify_command(
+        arguments.dataset,
+        arguments.root,
+        arguments.json,
+        subjects=arguments.subjects,
+        what=arguments.what,
+        progress=not (arguments.quiet or arguments.json),
+    )
+    print(text)
+    return status
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from brainspeech import recipe as recipes
+    from brainspeech.datasets import phantom_bids, simulated
+
+    settings = [f"dataset.{setting.removeprefix('dataset.')}" for setting in arguments.set]
+    recipe = recipes.change(recipes.Recipe(name="simulate", title="", dataset=recipes.Choice("simulated")), settings)
+    folder = phantom_bids.write_bids(simulated.SimulatedDataset(**recipe.dataset.options), arguments.bids, progress=not arguments.quiet)
+    print(f"A BIDS folder of simulated listeners: {folder.resolve()}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -629,7 +629,13 @@ def _warnings(report: RetrievalReport, config: EvaluateConfig) -> list[str]:
     if trivial:
         out.append(f"Only {report.n_candidates} candidate(s): {', '.join(trivial)} cannot be missed, whatever the estimates are.")
     smallest = _smallest_p(report.blocks, report.n_candidates, config.n_permutations)
-    if smallest >= LEAK and any(row["control"] for row in report.rows.values()):
+    controlled = any(row["control"] for row in report.rows.values())
+    if controlled and 1 / (config.n_permutations + 1) >= LEAK:
+        out.append(
+            f"{config.n_permutations} permutations are too few to find a control above chance: its p cannot fall below {smallest:.2g}. "
+            "Raise n_permutations."
+        )
+    elif controlled and smallest >= LEAK:
         out.append(
             f"{report.blocks} block(s) with {report.n_candidates} candidates are too few to find a control above chance: its p cannot fall "
             f"below {smallest:.2g}. Test on more blocks."

@@ -11,7 +11,8 @@ duration   float   seconds
 text       str     the word, the sentence or the phoneme; empty for a sound
 audio      str     name of the stimulus that is heard
 audio_onset float  seconds from the first sample of the stimulus
-sequence   str     identity of the sentence that a word or phoneme belongs to; empty where there is none
+sequence   str     identity of the sentence that a word or phoneme belongs to; empty where there is none. Where a dataset has
+                   conditions, a slash and the condition follow: ``17/word_list``
 ========== ======= ==================================================================================================
 """
 

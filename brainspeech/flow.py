@@ -8,23 +8,27 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from brainspeech import datasets, evaluate, features, report, rows, segments
+from brainspeech import datasets, evaluate, features, ideal, quality, report, rows, segments
 from brainspeech.cache import Cache
 from brainspeech.preprocess import filter_half_length, load_signal
 from brainspeech.provenance import provenance
-from brainspeech.recipe import Recipe
+from brainspeech.recipe import Recipe, check, settle
 from brainspeech.records import Recording, Segment, Signal
+from brainspeech.subjects import select
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,37 +43,28 @@ class Prepared:
     dropped: Counter
 
 
-def select_subjects(recordings: Sequence[Recording], spec: str) -> list[Recording]:
+def select_subjects(recordings: Sequence[Recording], spec: str, *, published: Collection[int] | None = None) -> list[Recording]:
     """Keep the recordings of the subjects that a spec names.
 
     Parameters
     ----------
     spec : str
-        ``all``; ``first:3``; or numbers and ranges of the dataset's own subject numbers, ``1-5,7``.
+        ``all``; ``published``; ``first:3``; or numbers and ranges of the dataset's own subject numbers, ``1-5,7``.
+    published : collection of int, optional
+        The numbers of the subjects that the paper used, where the dataset knows them.
     """
-    subjects = sorted({r.subject for r in recordings})
-    if spec == "all":
-        return list(recordings)
-    if spec.startswith("first:") and spec[6:].isdigit() and int(spec[6:]) > 0:
-        keep = set(subjects[: int(spec[6:])])
-    else:
-        wanted: set[int] = set()
-        for part in spec.split(","):
-            low, dash, high = part.strip().partition("-")
-            if not low.isdigit() or (dash and not high.isdigit()):
-                raise ValueError(f"Subjects must be all, first:N or numbers such as 1-5,7; got {spec!r}.")
-            wanted |= set(range(int(low), int(high if dash else low) + 1))
-        numbers = {s: "".join(c for c in s if c.isdigit()) for s in subjects}
-        keep = {s for s, number in numbers.items() if number and int(number) in wanted}
-        absent = wanted - {int(numbers[s]) for s in keep}
-        if absent:
-            raise ValueError(f"Subjects {sorted(absent)} are not in the dataset; it has {', '.join(subjects)}.")
+    if not recordings:
+        raise ValueError("The dataset lists no recording. Check its root (--root DIR) and what its recordings() gives.")
+    keep = set(select({r.subject for r in recordings}, spec, published=published))
     return [r for r in recordings if r.subject in keep]
 
 
 def load_dataset(recipe: Recipe, root: str | os.PathLike | None) -> datasets.Dataset:
     """Open the recipe's dataset at a folder."""
     if recipe.load is not None:
+        first = next(iter(inspect.signature(recipe.load).parameters.values()))
+        if root is None and first.default is first.empty:
+            raise ValueError(f"{recipe.name}: say where the files are: --root DIR (the recipe's README says where they come from).")
         return recipe.load(root, **recipe.dataset.options)
     return datasets.load(recipe.dataset.name, root, **recipe.dataset.options)
 
@@ -77,16 +72,62 @@ def load_dataset(recipe: Recipe, root: str | os.PathLike | None) -> datasets.Dat
 def prepare(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, progress: bool = True) -> Prepared:
     """Read every recording's events, and preprocess its signal into the cache, once whatever the split."""
     dataset = load_dataset(recipe, root)
-    recordings = select_subjects(dataset.recordings(), recipe.subjects)
-    dropped: Counter = Counter()
-    signals, tables = {}, {}
+    recordings = select_subjects(dataset.recordings(), recipe.subjects, published=dataset.published)
+    tables = {recording.uid: dataset.read_events(recording) for recording in recordings}
+    absent = missing_stimuli(dataset, tables)
+    if absent:
+        raise FileNotFoundError(f"{len(absent)} stimuli cannot be found, the first: {next(iter(absent.values()))}")
+    dropped = excluded(dataset) + unselected(dataset, recordings, recipe.subjects)
+    signals = {}
     for recording in tqdm(recordings, desc="preprocess", unit="recording", disable=not progress):
-        tables[recording.uid] = dataset.read_events(recording)
         signals[recording.uid] = load_signal(dataset, recording, recipe.preprocess, cache)
         for reason, n in signals[recording.uid].dropped.items():
             dropped[f"channels: {reason}"] += n
+    check_times(tables, {uid: signal.duration for uid, signal in signals.items()})
     feature = features.build(recipe.feature.name, **recipe.feature.options)
     return Prepared(dataset, recordings, tables, signals, feature, dropped)
+
+
+def missing_stimuli(dataset: datasets.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Look for every stimulus that is heard, before hours are spent on the rest; {name: what is wrong}."""
+    absent = {}
+    for audio in sorted({audio for table in tables.values() for audio in table["audio"]}):
+        try:
+            dataset.stimulus_fingerprint(audio)
+        except OSError as error:
+            absent[audio] = str(error)
+    return absent
+
+
+def check_times(tables: Mapping[str, pd.DataFrame], durations: Mapping[str, float]) -> None:
+    """Refuse events tables whose clock cannot be the recordings'; a single recording that broke off early is no reason.
+
+    Raises
+    ------
+    ValueError
+        If in most recordings most events lie past the end.
+    """
+    late = {uid: int((table["onset"] >= durations[uid]).sum()) for uid, table in tables.items()}
+    bad = [uid for uid, n in late.items() if n > len(tables[uid]) / 2]
+    if len(bad) > len(tables) / 2:
+        uid = bad[0]
+        raise ValueError(
+            f"In {len(bad)} of {len(tables)} recordings most events begin after the end: {late[uid]} of {len(tables[uid])} in {uid}, the "
+            f"last at {tables[uid]['onset'].max():.1f} s of {durations[uid]:.1f} s. Onsets are seconds from the first sample: are they in "
+            "ms, or is the sampling rate wrong?"
+        )
+
+
+def unheard(tables: Mapping[str, pd.DataFrame], durations: Mapping[str, float]) -> list[str]:
+    """Name recordings that go on for longer after their last event than up to it: a wrong sampling rate looks like that."""
+    last = {uid: float((table["onset"] + table["duration"]).max()) for uid, table in tables.items() if len(table)}
+    long = [uid for uid, end in last.items() if math.isfinite(durations[uid]) and durations[uid] > 1.8 * end]
+    if not long:
+        return []
+    return [
+        f"{len(long)} recordings are much longer than what was heard in them ({long[0]}: {durations[long[0]]:.0f} s, the last event ends "
+        f"at {last[long[0]]:.0f} s): is the sampling rate right?"
+    ]
 
 
 def segment(recipe: Recipe, prepared: Prepared) -> list[segments.Segmentation]:
@@ -142,17 +183,23 @@ def run(
     Raises
     ------
     ValueError
-        If ``out`` holds a run with other constants, or something that is no run.
+        If ``out`` holds a run with other constants, or something that is no run; if the recipe contradicts itself.
     """
     out = Path(out)
+    recipe = settle(recipe)
+    check(recipe)
     claim(out, recipe, root=root, source=source)
     prepared = prepare(recipe, root, cache, progress=progress)
     folds = segment(recipe, prepared)
     segments.save(out / "segments.json", folds)
     audits = [segments.audit(fold.segments, blocks=fold.blocks) for fold in folds]
     errors = [error for audit in audits for error in audit.errors]
+    texts = sorted({text for audit in audits for text in audit.repeated_texts})
     if errors:
-        raise RuntimeError(f"The split leaks in {len(errors)} places, nothing was trained: " + "; ".join(errors[:3]))
+        cure = ""
+        if recipe.segments.protocol == "paper":
+            cure = " The paper's protocol cuts on each recording's own clock, which differs between these: use segments.protocol=clean."
+        raise RuntimeError(f"The split leaks in {len(errors)} places, nothing was trained: {'; '.join(errors[:3])}{cure}")
 
     segs = [fold.segments for fold in folds]
     if recipe.context == "window":
@@ -169,62 +216,105 @@ def run(
         progress=progress,
     )
     dropped = prepared.dropped + Counter({f"stimuli: {reason}": n for reason, n in counts.items()})
-    warnings = list(recipe.notes)
+    warnings = [*recipe.notes, *prepared.dataset.notes]
+    warnings += unheard(prepared.events, {uid: signal.duration for uid, signal in prepared.signals.items()})
     if recipe.folds:
         warnings.append(f"Splits assigned by name: each of the {len(folds)} stimuli is the test split once and the valid split once.")
+    seen, said = quality.survey(prepared.dataset, prepared.recordings, prepared.signals, prepared.events, cache, progress=progress)
+    warnings += said
     scores: dict[str, list[list[np.ndarray]]] = {}
     histories: dict[str, list[dict]] = {}
     curves = []
     for k, fold in enumerate(folds):
-        dropped += Counter({f"windows: {reason}": n for reason, n in fold.dropped.items()})
+        over = f" (over {len(folds)} folds)" if len(folds) > 1 else ""
+        dropped += Counter({f"windows: {reason}{over}": n for reason, n in fold.dropped.items()})
         warnings += [w for w in fold.warnings if w not in warnings and not (recipe.folds and w.startswith("Splits assigned"))]
         fitter = rows.Fitter(recipe, segs[k], pools, prepared.signals, tracks, prepared.feature.fill)
         fitter.data.statistics.save(out / ("statistics.json" if len(folds) == 1 else f"statistics-fold-{k + 1}.json"))
         for i, seed in enumerate(recipe.seeds):
             name = "" if len(folds) * len(recipe.seeds) == 1 else f" (fold {k + 1}, seed {seed})"
-            for row, fitted in fitter.rows(out, fold=k, seed=seed, progress=progress):
+            for row, fitted in fitter.rows(out, fold=k, n_folds=len(folds), seed=seed, progress=progress):
                 scores.setdefault(row, [[] for _ in recipe.seeds])[i].append(fitted.scores)
                 if fitted.history:
                     histories[row + name] = fitted.history
         warnings += [w for w in fitter.warnings() if w not in warnings]
+        if "ideal" in recipe.rows and ideal.can_observe(prepared.dataset):
+            observed = ideal.ideal_scores(
+                prepared.dataset,
+                fitter.data.test.segments,
+                test.candidates,
+                prepared.signals,
+                config=recipe.preprocess,
+                baseline=recipe.batches.baseline,
+            )
+            for per_seed in scores.setdefault("ideal", [[] for _ in recipe.seeds]):
+                per_seed.append(observed)
         if "ridge" in recipe.rows:
             curves.append(fitter.lag_curve(progress=progress))
+        if k == 0:
+            seen["attribution"] = fitter.attribution(progress=progress)
+    stacked = {row: [_stack(parts, folds) for parts in per_seed] for row, per_seed in scores.items()}
     result = evaluate.evaluate(
-        {row: [_stack(parts, folds) for parts in per_seed] for row, per_seed in scores.items()},
+        stacked,
         test,
         config=recipe.evaluate,
         title=recipe.title,
         dropped=dict(dropped),
         warnings=warnings,
-        provenance=provenance(recipe.to_dict(), repeated_texts=audits[0].repeated_texts, feature=prepared.feature.config()),
+        provenance=provenance(recipe.to_dict(), repeated_texts=texts, feature=prepared.feature.config()),
         lag_curve={lag: float(np.mean([curve[lag] for curve in curves])) for lag in rows.LAGS} if curves else None,
         lag_metric="top-10 accuracy of a ridge refitted at this lag",
         folds=len(folds),
         seeds=list(recipe.seeds),
     )
+    closed = ideal.gap_closed(result.rows, metric="top1")
+    if closed is not None:
+        seen["gap_closed"] = closed
+        result.warnings.append(f"From ridge to the ideal observer, the encoder closes {closed:.0%} of the gap (top-1).")
+    result = dataclasses.replace(result, curves=result.curves | evaluate.plain(seen))
+    report.save_ranks(out, stacked, test)
     report.write(result, out, history=histories)
     return result
 
 
+def excluded(dataset: datasets.Dataset) -> Counter:
+    """Count what the dataset knows of and does not offer, by reason."""
+    return Counter(f"recordings: {reason}" for reason in dataset.excluded.values())
+
+
+def unselected(dataset: datasets.Dataset, chosen: Sequence[Recording], spec: str) -> Counter:
+    """Count the recordings that a choice of subjects leaves out."""
+    return +Counter({f"recordings: left out by subjects={spec}": len(dataset.recordings()) - len(chosen)})
+
+
 def describe(recipe: Recipe, root: str | os.PathLike | None) -> dict:
     """Count subjects, recordings, hours and splits from events and headers alone: no signal is filtered, no feature is made."""
+    recipe = settle(recipe)
+    check(recipe, ["dataset"])
     dataset = load_dataset(recipe, root)
-    recordings = select_subjects(dataset.recordings(), recipe.subjects)
-    tables, durations = {}, {}
-    for recording in recordings:
-        raw = dataset.read_raw(recording)
-        tables[recording.uid] = dataset.read_events(recording)
-        durations[recording.uid] = raw.n_times / raw.info["sfreq"]
-
+    recordings = select_subjects(dataset.recordings(), recipe.subjects, published=dataset.published)
+    tables = {recording.uid: dataset.read_events(recording) for recording in recordings}
+    durations = {recording.uid: dataset.duration(recording) for recording in recordings}
+    ends = {uid: float((table["onset"] + table["duration"]).max()) if len(table) else 0.0 for uid, table in tables.items()}
+    check_times(tables, durations)
+    absent = missing_stimuli(dataset, tables)
+    open_ended = sum(math.isinf(duration) for duration in durations.values())
     configs = fold_configs(recipe, tables.values())
     fold = segments.make_segments(recordings, tables, durations, configs[0], guard=filter_half_length(recipe.preprocess))
     return {
         "subjects": len({r.subject for r in recordings}),
         "recordings": len(recordings),
-        "hours": sum(durations.values()) / 3600,
+        "hours": sum(ends[uid] if math.isinf(duration) else duration for uid, duration in durations.items()) / 3600,
         **segments.describe(fold, tables),
-        "dropped": dict(fold.dropped),
-        "warnings": [*fold.warnings, *([f"these are the counts of fold 1 of {len(configs)}"] if recipe.folds else [])],
+        "dropped": dict(excluded(dataset) + unselected(dataset, recordings, recipe.subjects) + Counter(fold.dropped)),
+        "warnings": [
+            *dataset.notes,
+            *unheard(tables, durations),
+            *fold.warnings,
+            *([f"{len(absent)} stimuli are not here, and a run needs them ({next(iter(absent))} for one)."] if absent else []),
+            *([f"{open_ended} recordings are open-ended: no file says their length; their last event does."] if open_ended else []),
+            *([f"These are the counts of fold 1 of {len(configs)}."] if recipe.folds else []),
+        ],
     }
 
 
@@ -235,8 +325,9 @@ def claim(out: Path, recipe: Recipe, *, root: str | os.PathLike | None, source: 
     path = out / "recipe.json"
     if path.is_file():
         there = json.loads(path.read_text())
-        differing = sorted(k for k in constants if there.get("recipe", {}).get(k) != constants[k])
-        if differing:
+        differing = _differing(there.get("recipe", {}), constants)
+        # A run that ended before its first fit, by an error in its constants for one, has nothing to lose.
+        if differing and any(path.name not in ("recipe.json", "segments.json") for path in out.iterdir()):
             raise ValueError(
                 f"{out} holds a run with other constants ({', '.join(differing)}). Give another folder (--out DIR), or delete this one."
             )
@@ -246,6 +337,18 @@ def claim(out: Path, recipe: Recipe, *, root: str | os.PathLike | None, source: 
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(mine, indent=1))
     temporary.replace(path)
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Name the constants that differ: ``train.lr (was 0.001, now 0.0003)``."""
+    found = []
+    for name in sorted({*there, *here}):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [f"{name}.{inner}" for inner in _differing(old, new)]
+        elif old != new:
+            found.append(f"{name} (was {old}, now {new})")
+    return found
 
 
 def _stack(parts: Sequence[np.ndarray], folds: Sequence[segments.Segmentation]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ def save(
     """
     folder = Path(folder)
     name, model_config = getattr(module, "name", None), getattr(module, "config", None)
-    if name not in models.MODELS or model_config is None:
+    if not _is_known(name) or model_config is None:
         known = ", ".join(sorted(models.MODELS))
         raise ValueError(f"Expected a module that models.build made (one of {known}), got {type(module).__name__} named {name!r}.")
     reserved = sorted({"model", "model_config", "version", "statistics"} & config.keys())
@@ -105,7 +106,9 @@ def load(folder: str | Path) -> Saved:
     recover(folder)
     config = _read_json(folder / CONFIG)
     name, model_config = config.get("model"), config.get("model_config")
-    if name not in models.MODELS or not isinstance(model_config, dict):
+    if isinstance(name, str) and ":" in name and not _is_known(name):
+        raise RuntimeError(f"{folder / CONFIG}: the model {name!r} is somebody's own; import its module first, if you trust it.")
+    if not isinstance(name, str) or not _is_known(name) or not isinstance(model_config, dict):
         known = ", ".join(sorted(models.MODELS))
         raise RuntimeError(
             f"{folder / CONFIG}: expected a model among {known} and its model_config, got {name!r} and {model_config!r}. "
@@ -116,6 +119,11 @@ def load(folder: str | Path) -> Saved:
     statistics = _read_json(folder / config["statistics"]) if config.get("statistics") else None
     extra = read_tensors(folder / EXTRA) if (folder / EXTRA).exists() else {}
     return Saved(module.eval(), config, statistics, extra)
+
+
+def _is_known(name: Any) -> bool:
+    """Whether a model is the package's own, or module:Class of a module that was imported already: a file's word imports nothing."""
+    return isinstance(name, str) and (name in models.MODELS or (":" in name and name.split(":")[0] in sys.modules))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:

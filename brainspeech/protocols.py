@@ -23,6 +23,7 @@ from brainspeech.records import SPLITS, Recording, Segment, Span
 
 PROTOCOLS = ("clean", "paper")
 ANCHORS = ("words", "grid")
+BLOCKS_AT = ("sentences", "sounds", "grid")
 
 # Times that were written in decimal and added up agree within this many seconds.
 EPS = 1e-6
@@ -48,6 +49,10 @@ class SegmentConfig:
         Seconds between the anchors of training and validation windows.
     min_block : float
         Sentences are merged into blocks until a block is longer than this, in seconds.
+    blocks_at : {"sentences", "sounds", "grid"}
+        Where blocks begin: at sentences, merged as ``min_block`` says; or every sound is a block, for sounds of one sentence each; or every
+        ``min_block`` seconds of the sound whatever is said there, so that all alignments of it, in whichever dataset, share one split
+        (clean protocol only; sentences that recur are then reported and bind nothing).
     test_anchors : {"words", "grid"}
         Test windows at every word onset, or every ``test_stride`` seconds (for data without words). Clean protocol only.
     test_stride : float | None
@@ -58,6 +63,9 @@ class SegmentConfig:
         Added to the hash that decides the split; not the seed of the training.
     repeat_words : int
         Sentences of at least that many words which recur in several blocks put those blocks in one split. Clean protocol only.
+    group_scrambled : bool
+        Take two sentences for the same if they have the same words in any order: a sentence and the word list scrambled from it. Clean
+        protocol only.
     sfreq : float
         Sampling rate of the preprocessed signal in Hz: a window must exist in its samples.
     assign : mapping from str to str | None
@@ -69,12 +77,14 @@ class SegmentConfig:
     tmax: float = 2.5
     stride: float = 0.5
     min_block: float = 6.0
+    blocks_at: str = "sentences"
     test_anchors: str = "words"
     test_stride: float | None = None
     valid_ratio: float = 0.1
     test_ratio: float = 0.2
     seed: int = 12
     repeat_words: int = 4
+    group_scrambled: bool = False
     sfreq: float = 120.0
     assign: Mapping[str, str] | None = None
 
@@ -83,6 +93,8 @@ class SegmentConfig:
             raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}.")
         if self.test_anchors not in ANCHORS:
             raise ValueError(f"test_anchors must be one of {', '.join(ANCHORS)}, got {self.test_anchors!r}.")
+        if self.blocks_at not in BLOCKS_AT:
+            raise ValueError(f"blocks_at must be one of {', '.join(BLOCKS_AT)}, got {self.blocks_at!r}.")
         if not self.tmin < self.tmax:
             raise ValueError(f"A window needs tmin < tmax, got {self.tmin} and {self.tmax} s.")
         if not self.stride > 0 or (self.test_stride is not None and not self.test_stride > 0):

@@ -8,6 +8,10 @@ import importlib
 import importlib.util
 import inspect
 import json
+import sys
+import traceback
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +24,15 @@ from brainspeech.preprocess import PreprocessConfig
 from brainspeech.segments import SegmentConfig
 from brainspeech.train import TrainConfig
 
-ROWS = ("encoder", "linear_clip", "ridge", "noise", "shuffled", "constant")
+# What a constructor is given by the flow, not by a recipe.
+GIVEN = {"dataset": {"self", "root", "recordings", "stimuli"}, "model": {"self", "n_subjects", "n_features", "n_channels", "n_times"}}
+CHOICES = ("dataset", "feature", "model", "loss", "linear_clip")
+CONTEXTS = ("block", "window")
+ROWS = ("encoder", "linear_clip", "ridge", "noise", "shuffled", "constant", "ideal")
+
+
+class NoRecipe(ValueError):
+    """There is no recipe of that name, and no such file."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,8 @@ class Choice:
     Parameters
     ----------
     name : str
-        Key of ``DATASETS``, ``FEATURES``, ``MODELS`` or ``LOSSES``.
+        Key of ``DATASETS``, ``FEATURES``, ``MODELS`` or ``LOSSES``. A feature or model of the user's own is ``module:Class``; one that
+        stands in the recipe's file is ``f"{__name__}:Class"``.
     options : mapping
         Keyword arguments of the constructor.
     """
@@ -71,11 +84,11 @@ class Recipe:
     load : callable, optional
         ``load(root, **dataset.options) -> Dataset`` for data that only this recipe knows.
     subjects : str
-        ``all``, ``first:3`` or ``1-5,7`` (the dataset's own subject numbers).
+        ``all``, ``published``, ``first:3`` or ``1-5,7`` (the dataset's own subject numbers).
     context : {"block", "window"}
         What a feature may hear: its block (the paper's way) or its own window only.
     rows : tuple of str
-        Which rows are fitted; ``noise`` and ``shuffled`` are the controls.
+        Which rows are fitted; ``noise`` and ``shuffled`` are the controls. ``ideal`` is there for simulated data alone.
     folds : {None, "leave_one_out"}
         ``leave_one_out``: every stimulus is once the test split, the next one the valid split; the folds are pooled.
     rescore : mapping of str to (mapping of str to str)
@@ -84,6 +97,9 @@ class Recipe:
         One fit of every row per seed.
     notes : tuple of str
         Sentences about the data or the protocol that belong in the report.
+    paper : mapping of str to value
+        Constants that are otherwise under the paper's protocol, ``{"segments.valid_ratio": 0.1}``; ``settle`` puts them in force. One that
+        is set by hand is as it was set.
     """
 
     name: str
@@ -107,6 +123,7 @@ class Recipe:
     rescore: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (2036,)
     notes: tuple[str, ...] = ()
+    paper: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [row for row in self.rows if row not in ROWS]
@@ -114,6 +131,8 @@ class Recipe:
             raise ValueError(f"{self.name}: rows must contain 'encoder' and be among {', '.join(ROWS)}, got {self.rows}.")
         if self.folds not in (None, "leave_one_out"):
             raise ValueError(f"{self.name}: folds must be None or 'leave_one_out', got {self.folds!r}.")
+        if self.context not in CONTEXTS:
+            raise ValueError(f"{self.name}: context must be one of {', '.join(CONTEXTS)}, got {self.context!r}.")
         if not self.seeds:
             raise ValueError(f"{self.name}: at least one seed is needed.")
 
@@ -158,17 +177,30 @@ def find(recipe: str) -> Path:
         if candidate.is_file() and candidate.suffix == ".py":
             return candidate.resolve()
     shipped = sorted(p.parent.name for p in shipped_folder().glob("*/recipe.py"))
-    raise ValueError(f"No recipe {recipe!r}: expected a folder with a recipe.py, a recipe.py, or one of the shipped {', '.join(shipped)}.")
+    raise NoRecipe(f"No recipe {recipe!r}: expected a folder with a recipe.py, a recipe.py, or one of the shipped {', '.join(shipped)}.")
 
 
 def load(recipe: str) -> Recipe:
-    """Load the ``recipe`` that a recipe.py defines."""
+    """Load the ``recipe`` that a recipe.py defines.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, if it cannot be run (with the line), or if it defines no recipe.
+    """
     path = find(recipe)
     spec = importlib.util.spec_from_file_location(f"brainspeech_recipe_{path.parent.name}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # a dataclass in the file looks its module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        place = f"{path}, line {line}" if line else str(path)
+        raise ValueError(f"{place}: {error}" if isinstance(error, ValueError) else f"{place}: {type(error).__name__}: {error}") from error
     found = getattr(module, "recipe", None)
     if not isinstance(found, Recipe):
         raise ValueError(f"{path} must define `recipe = Recipe(...)`, got {type(found).__name__}.")
@@ -193,6 +225,59 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def check(recipe: Recipe, choices: Iterable[str] = CHOICES) -> None:
+    """Find what is wrong between the sections of a recipe before anything is computed.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    choices : iterable of str
+        Choices by name that are looked at; each loads what is chosen.
+
+    Raises
+    ------
+    ValueError
+        If a choice by name is unknown or has an option that its constructor does not take, or if windows are cut at another rate than
+        signals have.
+    """
+    for section in choices:
+        choice = getattr(recipe, section)
+        known = _options(section, choice.name, recipe.load)
+        unknown = [] if known is None else sorted(set(choice.options) - set(known))
+        if unknown:
+            raise ValueError(
+                f"{recipe.name}: {section} {choice.name!r} has no option {', '.join(unknown)}; "
+                f"it takes {', '.join(sorted(known or ())) or 'none'}."
+            )
+    if recipe.segments.sfreq != recipe.preprocess.sfreq:
+        raise ValueError(
+            f"{recipe.name}: segments.sfreq is {recipe.segments.sfreq:g} Hz and preprocess.sfreq is {recipe.preprocess.sfreq:g} Hz; "
+            "windows are cut from the preprocessed signal, so set both to the same."
+        )
+
+
+def settle(recipe: Recipe) -> Recipe:
+    """Give the recipe as it is run: what the paper's protocol decides outside of the segments too is put in force, and noted.
+
+    Under ``protocol="paper"`` copies of a segment in a batch are negatives of each other unless the recipe says otherwise, and there is no
+    generic subject; and the constants of ``recipe.paper`` hold.
+    """
+    if recipe.segments.protocol != "paper":
+        return recipe
+    for path, value in recipe.paper.items():
+        recipe = change(recipe, [f"{path}={value}"])  # which also takes it off the list
+        recipe = dataclasses.replace(recipe, notes=(*recipe.notes, f"The paper's protocol: {path} is {value}."))
+    notes = recipe.notes
+    model, loss = recipe.model, recipe.loss
+    if loss.name == "clip" and "duplicates" not in loss.options:
+        loss = Choice(loss.name, {**loss.options, "duplicates": "negative"})
+        notes += ("The paper's protocol: copies of a segment in a batch are negatives of each other.",)
+    if model.options.get("generic_subject"):
+        model = Choice(model.name, {**model.options, "generic_subject": False})
+        notes += ("The paper's protocol: the encoder has no generic subject.",)
+    return dataclasses.replace(recipe, model=model, loss=loss, notes=notes)
+
+
 def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """Change constants by ``section.field=value`` (or ``field=value``), as ``--set`` does.
 
@@ -208,11 +293,16 @@ def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         path, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set takes section.field=value, got {setting!r}.")
+        path = path.strip()
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        section, dot, name = path.strip().partition(".")
+        if path in ("subjects", "dataset.subjects"):
+            value = text.strip()  # 1,2 is no pair of numbers here
+        if path in recipe.paper:
+            recipe = dataclasses.replace(recipe, paper={key: kept for key, kept in recipe.paper.items() if key != path})
+        section, dot, name = path.partition(".")
         if not dot:
             section, name = "", section
         recipe = _change_one(recipe, section, name, value)
@@ -232,9 +322,13 @@ def _change_one(recipe: Recipe, section: str, name: str, value: Any) -> Recipe:
         return _put(recipe, section, _replace(part, name, value, where=f"section {section!r}"))
     if name == "name":
         return _put(recipe, section, Choice(str(value), {}))
-    known = _options(section, part.name, recipe.load if section == "dataset" else None)
-    if known is not None and name not in known:
-        raise ValueError(f"Unknown field {name!r} in section {section!r} ({part.name}); fields are name, {', '.join(sorted(known))}.")
+    known = _options(section, part.name, recipe.load)
+    if known is None:
+        return _put(recipe, section, Choice(part.name, {**part.options, name: value}))
+    if name not in known:
+        raise ValueError(f"Unknown field {name!r} in section {section!r} ({part.name}); fields are {', '.join(['name', *sorted(known)])}.")
+    hint, default = known[name]
+    value = _fit(value, hint, part.options.get(name, default), name=name, where=f"section {section!r} ({part.name})")
     return _put(recipe, section, Choice(part.name, {**part.options, name: value}))
 
 
@@ -243,10 +337,12 @@ def _put(recipe: Recipe, section: str, part: Any) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
-def _options(section: str, name: str, loader: Callable | None) -> set[str] | None:
-    """What the constructor behind a choice takes; None if it takes anything."""
+def _options(section: str, name: str, loader: Callable | None) -> dict[str, tuple[Any, Any]] | None:
+    """What the constructor behind a choice takes, {name: (type, default)}; None if it takes anything."""
     family = {"dataset": datasets.DATASETS, "feature": features.FEATURES, "loss": losses.LOSSES}.get(section, models.MODELS)
-    target: Callable | None = loader
+    target: Callable | None = loader if section == "dataset" else None
+    if ":" in name and section in ("feature", "model", "linear_clip"):  # module:Class of the user's own
+        target = features.find(name) if section == "feature" else models.find(name)
     if target is None:
         if name not in family:
             raise ValueError(f"Unknown {section} {name!r}; expected one of {', '.join(sorted(family))}.")
@@ -255,22 +351,57 @@ def _options(section: str, name: str, loader: Callable | None) -> set[str] | Non
     parameters = inspect.signature(target).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return {p.name for p in parameters} - {"self", "root", "recordings", "stimuli", "n_subjects", "n_features"}
+    try:
+        hints = typing.get_type_hints(target.__dict__.get("__init__", target) if isinstance(target, type) else target)
+    except NameError:  # a user's annotation that only a type checker understands
+        hints = {}
+    given = GIVEN["dataset" if section == "dataset" else "model"]
+    return {p.name: (hints.get(p.name, Any), None if p.default is p.empty else p.default) for p in parameters if p.name not in given}
 
 
 def _replace(part: Any, name: str, value: Any, *, where: str) -> Any:
     names = [f.name for f in dataclasses.fields(part)]
     if name not in names:
         raise ValueError(f"Unknown field {name!r} in {where}; fields are {', '.join(names)}.")
-    old = getattr(part, name)
-    if isinstance(old, tuple) and isinstance(value, list):
-        value = tuple(value)
-    elif isinstance(old, tuple) and not isinstance(value, tuple):
-        value = (value,)
-    elif isinstance(old, float) and type(value) is int:
-        value = float(value)
-    elif isinstance(old, str) and isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if old is not None and value is not None and type(value) is not type(old) and not isinstance(value, type(old)):
-        raise ValueError(f"{name} in {where} takes {type(old).__name__} such as {old!r}, got {type(value).__name__}: {value!r}.")
+    if isinstance(getattr(part, name), Choice):
+        return _put(part, name, Choice(str(value), {}))
+    value = _fit(value, typing.get_type_hints(type(part))[name], getattr(part, name), name=name, where=where)
     return dataclasses.replace(part, **{name: value})
+
+
+def _fit(value: Any, hint: Any, old: Any, *, name: str, where: str) -> Any:
+    """Give a value the type that a field takes: 5 is a float where one is wanted, and one of several where several are."""
+    alternatives = [value]
+    if isinstance(value, list):
+        alternatives.append(tuple(value))
+    if type(value) is int:
+        alternatives.append(float(value))
+    if isinstance(value, int | float):
+        alternatives.append(str(value))
+    if isinstance(value, str) and "," in value:
+        alternatives.insert(0, tuple(part.strip() for part in value.split(",")))
+    for candidate in [*alternatives, *((a,) for a in alternatives if not isinstance(a, list | tuple))]:
+        if _accepts(hint, candidate):
+            return candidate
+    raise ValueError(f"{name} in {where} takes {_words(hint)}, such as {old!r}; got {type(value).__name__}: {value!r}.")
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    """Whether a type annotation allows a plain value."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(h, value) for h in inside)
+    if origin is not None and isinstance(origin, type) and isinstance(value, origin) and not isinstance(value, str):
+        return isinstance(value, Mapping) or all(_accepts(inside[0], v) for v in typing.cast(Iterable, value))
+    if origin is not None or isinstance(value, bool) is not (hint is bool):
+        return False
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    inside = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_words(h) for h in inside)
+    return "None" if hint is type(None) else str(hint) if inside else getattr(hint, "__name__", str(hint))

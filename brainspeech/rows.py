@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from brainspeech import controls, evaluate, hub, losses, models, retrieval, timing, train
+from brainspeech import attribution, controls, evaluate, hub, losses, models, retrieval, timing, train
 from brainspeech.batches import SegmentDataset, Statistics, fit_statistics
 from brainspeech.recipe import Recipe
 from brainspeech.records import SPLITS, FeatureTrack, Segment, Signal
@@ -114,6 +114,15 @@ class Fitter:
         self.recipe, self.segs, self.pools, self.signals, self.tracks, self.fill = recipe, segs, pools, signals, tracks, fill
         self.data = self._data(segs, signals)
         self.said: list[str] = []
+        self.place = ""
+        if "shuffled" in recipe.rows:  # found out before hours of training, not after
+            _, left = shuffled_pairs(segs, seed=_seed(recipe.seeds[0], 0))
+            if left:
+                self.said.append(
+                    f"shuffled: {left} windows stand in splits of a recording that are too short to be shifted by 5 s; they are not used."
+                )
+        self._ridge_rows: list[tuple[str, Fitted]] = []  # nothing in them depends on the seed
+        self._seen: tuple[nn.Module, Scores, torch.device | str] | None = None  # the first seed's encoder, its scores, where it is
 
     def _data(self, segs: Sequence[Segment], signals: Mapping[str, Signal]) -> Data:
         return make_data(self.recipe, segs, self.pools, signals=signals, tracks=self.tracks, fill=self.fill)
@@ -136,22 +145,25 @@ class Fitter:
             said.append(f"{len(unseen)} test subjects have no training data ({', '.join(unseen)}); the encoder uses {how} for them.")
         return said
 
-    def rows(self, out: Path, *, fold: int, seed: int, progress: bool) -> Iterator[tuple[str, Fitted]]:
+    def rows(self, out: Path, *, fold: int = 0, n_folds: int = 1, seed: int, progress: bool) -> Iterator[tuple[str, Fitted]]:
         """Fit every row of the recipe and score its estimates, row by row."""
         recipe = self.recipe
         first = fold == 0 and seed == recipe.seeds[0]
+        self.place = ", ".join([f"fold {fold + 1} of {n_folds}"] * (n_folds > 1) + [f"seed {seed}"] * (len(recipe.seeds) > 1))
         for row in recipe.rows:
             folder = out if row == "encoder" and first else out / "fits" / f"{row}-fold-{fold + 1}-seed-{seed}"
+            if row == "ideal":
+                continue  # knows the simulation, not the data: the flow asks it
             if row == "constant":
                 yield row, self._constant()
             elif row == "ridge":
-                yield from self._ridge(progress=progress)
+                self._ridge_rows = self._ridge_rows or list(self._ridge(progress=progress))
+                yield from self._ridge_rows
             elif row == "noise":
                 noise = {uid: controls.phase_randomise(s, seed=_seed(seed, i)) for i, (uid, s) in enumerate(sorted(self.signals.items()))}
                 yield from self._contrastive(row, self._data(self.segs, noise), folder, seed=seed, progress=progress)
             elif row == "shuffled":
-                fitted = controls.shift_pairing([s for s in self.segs if s.split != "test"], seed=_seed(seed, 0))
-                segs = [*fitted, *(s for s in self.segs if s.split == "test")]
+                segs, _ = shuffled_pairs(self.segs, seed=_seed(seed, 0))
                 yield from self._contrastive(row, self._data(segs, self.signals), folder, seed=seed, progress=progress)
             else:
                 yield from self._contrastive(row, self.data, folder, seed=seed, progress=progress)
@@ -160,29 +172,42 @@ class Fitter:
         recipe = self.recipe
         choice = recipe.linear_clip if row == "linear_clip" else recipe.model
         shape = {"n_subjects": len(data.subjects), "n_features": data.train.n_features}
-        if choice.name == "linear_clip":
-            shape["n_channels"] = data.train.n_channels
+        sizes = {"n_channels": data.train.n_channels, "n_times": data.train.n_times}
+        shape |= {size: n for size, n in sizes.items() if size in models.needs(choice.name)}
         torch.manual_seed(seed)
-        encoder = models.build(choice.name, **shape, **choice.options)
+        options = dict(choice.options)
+        if choice.name == "linear_clip":
+            options.setdefault("lags", tuple(lag - timing.to_samples(recipe.batches.lag, data.train.sfreq) for lag in self._lags()))
+        encoder = models.build(choice.name, **shape, **options)
         loss = losses.build(recipe.loss.name, **recipe.loss.options)
         config = dataclasses.replace(recipe.train, seed=seed)
-        fit = train.fit(encoder, loss, data.train, data.valid, config, out=folder, resume=True, progress=progress, name=row)
+        fit = train.fit(encoder, loss, data.train, data.valid, config, out=folder, resume=True, progress=progress, name=self._label(row))
         hub.save(
             folder / "model",
             fit.encoder,
             config={"recipe": recipe.to_dict(), "subjects": list(data.subjects), "ch_names": list(data.train.ch_names)},
             statistics=dataclasses.asdict(data.statistics),
         )
+        if row == "encoder" and self._seen is None:
+            self._seen = fit.encoder, loss.scores, fit.device
         for name in self.pools if row == "encoder" else [""]:
             scores = data.score(fit.encoder, loss.scores, pool=name, batch_size=config.batch_size, device=fit.device)
             yield f"{row}_{name}" if name else row, Fitted(scores, [] if name else fit.history)
 
+    def _label(self, row: str) -> str:
+        return f"{row} ({self.place})" if self.place else row
+
+    def _lags(self) -> range:
+        """Give the lags of the linear models in samples after the sound."""
+        config, sfreq = self.recipe.ridge, self.data.train.sfreq
+        return range(0, timing.to_samples(config.max_lag, sfreq) + 1, max(1, timing.to_samples(config.lag_step, sfreq)))
+
     def _ridge(self, *, progress: bool) -> Iterator[tuple[str, Fitted]]:
         config = self.recipe.ridge
         data = self.data.with_lag(0.0)
-        sfreq = data.train.sfreq
-        lags = range(0, timing.to_samples(config.max_lag, sfreq) + 1, max(1, timing.to_samples(config.lag_step, sfreq)))
-        ridge = train.fit_ridge(data.train, data.valid, lags=lags, n_components=config.n_components, progress=progress)
+        ridge = train.fit_ridge(
+            data.train, data.valid, lags=self._lags(), n_components=config.n_components, progress=progress, name=self._label("ridge")
+        )
         if ridge.counts["n_unseen_valid"]:
             self.said.append(f"ridge: {ridge.counts['n_unseen_valid']} validation windows of unseen subjects were not used.")
         if ridge.counts["n_subjects_without_valid"]:
@@ -197,6 +222,14 @@ class Fitter:
         pool = self.data.pools[""]
         candidates = pool.targets(range(len(pool)))
         return Fitted(evaluate.constant_scores(_mean_direction(self.data.train), candidates, loss.scores))
+
+    def attribution(self, *, progress: bool) -> dict:
+        """Find which sensors, bands and lags the first seed's encoder reads; nothing where there is nothing to tell apart."""
+        if self._seen is None or len(self.data.test.unique()) < 2:
+            return {}
+        encoder, scores, device = self._seen
+        seed = self.recipe.evaluate.seed
+        return attribution.attribute(encoder, self.data.test, scores=scores, seed=seed, device=device, progress=progress)
 
     def lag_curve(self, *, progress: bool) -> dict[float, float]:
         """Refit the ridge at each single lag and give its top-10 accuracy on the test windows, {lag in s: fraction}.
@@ -214,6 +247,41 @@ class Fitter:
             ranks = retrieval.ranks_from_scores(torch.from_numpy(at.score(ridge, ridge.scores)), truth).ranks
             curve[lag] = retrieval.topk_accuracy(ranks, 10)
         return curve
+
+
+def shuffled_pairs(segs: Sequence[Segment], *, seed: int) -> tuple[list[Segment], int]:
+    """Shift the pairing of all windows but those of the test split, recording by recording and split by split.
+
+    Returns
+    -------
+    list of Segment
+        Without the windows of recordings whose part of a split is too short to be shifted.
+    int
+        How many windows were left out.
+
+    Raises
+    ------
+    ValueError
+        If a split loses all its windows.
+    """
+    groups: dict[tuple[str, str], list[Segment]] = {}
+    for s in segs:
+        if s.split != "test":
+            groups.setdefault((s.recording, s.split), []).append(s)
+    out: list[Segment] = []
+    for members in groups.values():
+        try:
+            out += controls.shift_pairing(members, seed=seed)
+        except ValueError:
+            continue
+    lost = [split for split in ("train", "valid") if not any(s.split == split for s in out)]
+    if lost:
+        raise ValueError(
+            f"The control `shuffled` cannot be fitted: in no recording is the {' or '.join(lost)} split long enough to be shifted by 5 s. "
+            "Use longer recordings or another segments.valid_ratio, or leave the control out (--set rows=encoder,ridge,noise)."
+        )
+    out += [s for s in segs if s.split == "test"]
+    return out, len(segs) - len(out)
 
 
 def _mean_direction(train: SegmentDataset, *, chunk: int = 256) -> Tensor:

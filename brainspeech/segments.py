@@ -85,6 +85,8 @@ def make_segments(
     tally = Tally()
     usable = _usable(recordings, events, durations, config, tally)
     if config.protocol == "paper":
+        if config.blocks_at == "grid":
+            tally.warnings.append("The paper's protocol knows no grid of the sound: blocks begin at sentences, on each recording's clock.")
         if guard:
             tally.warnings.append(f"The paper's protocol keeps no guard at block edges: the filter reaches {guard:g} s across them.")
         segmentation = segments_paper.segment_recordings(usable, events, durations, config, tally)
@@ -280,16 +282,18 @@ def _cut(audio: str, stimulus: _Stimulus, config: SegmentConfig, is_assigned: bo
     """Cut a stimulus into blocks, which tile it from 0 to its end.
 
     At sentence starts, merged until longer than ``min_block``; without words every ``min_block`` seconds, except that a stimulus whose
-    split is given by name stays whole, since nothing else separates its parts. A remainder that is too short joins the last block.
+    split is given by name stays whole, since nothing else separates its parts. A remainder that is too short joins the last block. With
+    ``blocks_at="sounds"`` every stimulus stays whole; with ``"grid"`` words do not matter.
     """
     cuts: list[float] = [0.0]
-    if len(stimulus.onset):
+    is_whole = config.blocks_at == "sounds"
+    if len(stimulus.onset) and config.blocks_at == "sentences":
         for start in stimulus.onset[stimulus.first].tolist():
             if start - cuts[-1] > config.min_block:
                 cuts.append(round(start, 6))
         if len(cuts) > 1 and stimulus.stop - cuts[-1] <= config.min_block:
             cuts.pop()
-    elif not is_assigned and config.min_block > 0:
+    elif not (is_whole or is_assigned) and config.min_block > 0:
         cuts = [round(k * config.min_block, 6) for k in range(max(1, math.floor(stimulus.stop / config.min_block + EPS)))]
     begins = stimulus.onset[stimulus.first]
     sentences = sentence_texts(stimulus.text, stimulus.first)
@@ -315,7 +319,9 @@ def _split(blocks: dict[str, list[Block]], assigned: Mapping[str, str], config: 
     owner: dict[tuple[str, ...], int] = {}
     for i, block in enumerate(every):
         for sentence in map(normalised, block.sentences):
-            if len(sentence) >= config.repeat_words:
+            if len(sentence) >= config.repeat_words and config.blocks_at != "grid":
+                if config.group_scrambled:
+                    sentence = tuple(sorted(sentence))
                 parent[find(i)] = find(owner.setdefault(sentence, i))
     components: dict[int, list[Block]] = {}
     for i, block in enumerate(every):

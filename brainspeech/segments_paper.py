@@ -68,22 +68,30 @@ def segment_recordings(
         own = cut_blocks(recording.uid, table, config)
         blocks += own
         segments += _windows(recording, table, duration, own, config, tally)
+    tally.warnings.append(_say_differing(differing_cuts(events, blocks), len(recordings)))
     return Segmentation(segments, blocks, dict(tally.dropped), tally.warnings)
 
 
 def cut_blocks(uid: str, table: pd.DataFrame, config: SegmentConfig) -> list[Block]:
-    """Cut a recording at its sentences (at its sounds, where it has no words) and merge the pieces; the last block is open."""
+    """Cut a recording at its sentences (at its sounds, where it has no words) and merge the pieces; the last block is open.
+
+    With ``blocks_at="sounds"`` it is cut at its sounds and nothing is merged; a piece whose words are of one sentence is named after that.
+    """
     words = words_of(table)
     onset, text = words["onset"].to_numpy(), words["text"].to_numpy(dtype=object)
     end = onset + words["duration"].to_numpy()
     first = sentence_starts(words["sequence"].to_numpy(dtype=object))
-    beginning = words[first] if len(words) else table[table["kind"].to_numpy() == "sound"]
+    at_sounds = config.blocks_at == "sounds"
+    beginning = words[first] if len(words) and not at_sounds else table[table["kind"].to_numpy() == "sound"]
     starts, rows = np.unique(beginning["onset"].to_numpy(), return_index=True)
     # A piece without a word wholly inside is named after its place in the stimulus, which no recording's clock can change.
     places = [f"{audio} {time:.3f}" for audio, time in zip(beginning["audio"], beginning["audio_onset"], strict=True)]
     stops = np.append(starts[1:], np.inf)
     sentences = sentence_texts(text, first)
     sentence_onset = onset[first]
+    # What follows a slash in a sequence is its condition, not its identity.
+    sequence = words["sequence"].str.split("/").str[0].to_numpy(dtype=object)
+    min_block = 0.0 if at_sounds else config.min_block
 
     blocks = []
     # Whatever precedes the first sentence belongs to the first block.
@@ -93,13 +101,68 @@ def cut_blocks(uid: str, table: pd.DataFrame, config: SegmentConfig) -> list[Blo
         # inside: with a margin, or the last bit of each recording's clock would decide, and with it the split.
         low, high = np.searchsorted(onset, [start, stop])
         inside = [text[i] for i in range(low, high) if end[i] < stop - EPS]
-        names.append(" ".join(inside) or places[row])
-        if stop > block_start + config.min_block + EPS:
+        told = set(sequence[low:high]) if at_sounds else set()
+        names.append((told.pop() if len(told) == 1 else "") or " ".join(inside) or places[row])
+        if stop > block_start + min_block + EPS:
             name = ",".join(names)
             a, b = np.searchsorted(sentence_onset, [block_start, stop])
             blocks.append(Block(name, split_of(name, config), block_start, stop, recording=uid, sentences=tuple(sentences[a:b])))
             block_start, names = stop, []
     return blocks
+
+
+def differing_cuts(events: Mapping[str, pd.DataFrame], blocks: Sequence[Block]) -> list[str]:
+    """Name the recordings in which a stimulus is cut into other blocks than in most.
+
+    Blocks are compared in stimulus time, between the first word and the end of what each recording plays of a stimulus; cuts nearer to each
+    other than ``CUT_TOLERANCE`` are one. A cut is usual if more than half of the playings that reach it have it; of two halves, the first
+    recording's is.
+
+    Parameters
+    ----------
+    events : mapping from uid to DataFrame
+        Checked events tables.
+    blocks : sequence of Block
+        From ``cut_blocks``, of all recordings.
+
+    Returns
+    -------
+    list of str
+        Uids, sorted.
+    """
+    starts: dict[str, list[float]] = {}
+    for block in blocks:
+        starts.setdefault(block.recording, []).append(block.start)
+    # Of each stimulus: who played it, from when to when (stimulus time), and where it was cut meanwhile.
+    plays: dict[str, list[tuple[str, float, float, np.ndarray]]] = {}
+    for uid, own in starts.items():
+        table, cuts = events[uid], np.sort(own)
+        kind = table["kind"].to_numpy()
+        word_onset = np.sort(table["onset"].to_numpy()[kind == "word"])
+        sounds = table[kind == "sound"]
+        for audio, onset, length, begin in zip(sounds["audio"], sounds["onset"], sounds["duration"], sounds["audio_onset"], strict=True):
+            first = np.searchsorted(word_onset, onset - EPS)
+            low = (float(word_onset[first]) if first < len(word_onset) else onset) + CUT_TOLERANCE
+            inside = cuts[(cuts > low) & (cuts < onset + length - CUT_TOLERANCE)] - onset + begin
+            plays.setdefault(audio, []).append((uid, low - onset + begin, begin + length - CUT_TOLERANCE, inside))
+    differing = set()
+    for own_plays in plays.values():
+        every = np.sort(np.concatenate([inside for *_, inside in own_plays]))
+        for same in np.split(every, np.flatnonzero(np.diff(every) > CUT_TOLERANCE) + 1) if len(every) else []:
+            cut = {i: bool(((inside >= same[0]) & (inside <= same[-1])).any()) for i, (*_, inside) in enumerate(own_plays)}
+            reached = [i for i, (_, low, high, _) in enumerate(own_plays) if cut[i] or (low < same[0] and same[-1] < high)]
+            n_cut = sum(cut[i] for i in reached)
+            is_usual = 2 * n_cut > len(reached) or (2 * n_cut == len(reached) and cut[reached[0]])
+            differing |= {own_plays[i][0] for i in reached if cut[i] is not is_usual}
+    return sorted(differing)
+
+
+def _say_differing(uids: Sequence[str], n_recordings: int) -> str:
+    where = f" ({', '.join(uids[:3])}{' ...' if len(uids) > 3 else ''})" if uids else ""
+    return (
+        f"The paper's protocol cuts on each recording's own clock: in {len(uids)} of {n_recordings} recordings a stimulus is cut into "
+        f"other blocks than in most{where}."
+    )
 
 
 def identities(words: pd.DataFrame, window_onset: np.ndarray, sample: int, sfreq: float) -> tuple[list[str], np.ndarray]:

@@ -46,9 +46,9 @@ def candidate_normalised(estimates: Tensor, candidates: Tensor) -> Tensor:
 
 
 def cosine(estimates: Tensor, candidates: Tensor) -> Tensor:
-    """Score by the cosine over features and times, in [-1, 1]."""
+    """Score by the cosine over features and times, in [-1, 1]; a norm below 1e-8 counts as 1e-8, as in torch.nn.functional."""
     x, y = _flatten(estimates, candidates)
-    return _inner(x, y) / ((EPSILON + x.norm(dim=1))[:, None] * (EPSILON + y.norm(dim=1)))
+    return _inner(x, y) / (x.norm(dim=1).clamp_min(EPSILON)[:, None] * y.norm(dim=1).clamp_min(EPSILON))
 
 
 def correlation(estimates: Tensor, candidates: Tensor) -> Tensor:

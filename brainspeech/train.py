@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from brainspeech import __version__, hub, retrieval, similarity
+from brainspeech import __version__, augment, hub, retrieval, similarity
 from brainspeech.batches import Batch, SegmentDataset
 from brainspeech.models.linear import Ridge
 
@@ -56,6 +56,8 @@ class TrainConfig:
         Adam's (L2).
     precision : {"auto", "fp32", "bf16"}
         "auto" is bf16 on a GPU that has it natively, else fp32. The loss is in fp32 in any case.
+    augment : tuple of (str, dict)
+        Transforms of the training signal in this order (``brainspeech.augment``); a name alone has no options. None by default, as in [1].
     """
 
     lr: float = 3e-4
@@ -66,6 +68,7 @@ class TrainConfig:
     seed: int = 2036
     weight_decay: float = 0.0
     precision: str = "auto"
+    augment: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -77,6 +80,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not (self.lr > 0 and math.isfinite(self.lr) and self.weight_decay >= 0):
             raise ValueError(f"lr must be positive and weight_decay at least 0, got {self.lr} and {self.weight_decay}.")
+        object.__setattr__(self, "augment", augment.check(self.augment))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +148,8 @@ def fit(
     Raises
     ------
     ValueError
-        If there are fewer than two training or validation segments, or the checkpoint belongs to another configuration or other data.
+        If there are fewer than two training or validation segments, the checkpoint belongs to another configuration or other data, or an
+        augmentation does not take its options.
     RuntimeError
         If the loss is not finite (the error names the batch's segments), or the checkpoint is damaged.
     """
@@ -160,7 +165,8 @@ def fit(
     parameters = [p for p in [*encoder.parameters(), *loss.parameters()] if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
     optimiser = accelerator.prepare(optimiser)
-    run = _Run(encoder, loss, optimiser, accelerator, config, _data_digest(train, valid))
+    augmentation = augment.Augmentation(config.augment, sfreq=train.sfreq) if config.augment else None
+    run = _Run(encoder, loss, optimiser, accelerator, config, _data_digest(train, valid), augmentation)
     store = None if out is None else _Store(Path(out))
     with _seeded(config.seed):
         if store is not None and not (resume and store.load(run)):
@@ -195,6 +201,7 @@ def fit_ridge(
     alphas: Sequence[float] | None = None,
     batch_size: int = 256,
     progress: bool = True,
+    name: str = "ridge",
 ) -> Ridge:
     """Fit a ridge backward model per subject, batch by batch.
 
@@ -227,7 +234,7 @@ def fit_ridge(
     """
     options = {} if alphas is None else {"alphas": tuple(alphas)}
     ridge = Ridge(len(train.subjects), train.n_features, n_channels=train.n_channels, lags=list(lags), n_components=n_components, **options)
-    with tqdm(desc="ridge", unit="batch", disable=not progress) as bar:
+    with tqdm(desc=name, unit="batch", disable=not progress) as bar:
 
         def stream(dataset: SegmentDataset) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for start in range(0, len(dataset), batch_size):
@@ -249,6 +256,7 @@ class _Run:
     accelerator: Accelerator
     config: TrainConfig
     data: str
+    augmentation: augment.Augmentation | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -331,7 +339,10 @@ def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqd
     run.encoder.train()
     run.loss.train()
     losses = []
-    for rows, batch in _stream(train, batches, run.accelerator.device):
+    for step, (rows, batch) in enumerate(_stream(train, batches, run.accelerator.device)):
+        if run.augmentation is not None:
+            signal = run.augmentation(batch.signal, batch.channel_mask, seed=(config.seed, epoch, step))
+            batch = replace(batch, signal=signal)
         run.optimiser.zero_grad()
         value, _ = _compute(run, train, rows, batch)
         run.accelerator.backward(value)
@@ -339,8 +350,8 @@ def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqd
         losses.append(value.item())
         bar.update()
     valid_loss, top10 = _validate(run, valid)
-    step = (run.history[-1]["step"] if run.history else 0) + len(batches)
-    entry = {"epoch": epoch, "step": step, "train_loss": float(np.mean(losses)), "valid_loss": valid_loss, "valid_top10": top10}
+    n_steps = (run.history[-1]["step"] if run.history else 0) + len(batches)
+    entry = {"epoch": epoch, "step": n_steps, "train_loss": float(np.mean(losses)), "valid_loss": valid_loss, "valid_top10": top10}
     run.history.append(entry | {"lr": config.lr, "seconds": round(time.perf_counter() - began, 3)})
     if run.best_epoch == epoch:
         run.best = {key: value.detach().clone() for key, value in run.state().items()}
@@ -451,7 +462,7 @@ class _Store:
             version, words, gauss = state["python_random"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RuntimeError(f"{path} is damaged or missing ({error}). Start without resuming, which replaces it.") from error
-        mine = asdict(run.config)
+        mine = json.loads(json.dumps(asdict(run.config)))
         differing = [f"{k} (was {stored.get(k)}, now {mine[k]})" for k in mine if k not in MAY_CHANGE and stored.get(k) != mine[k]]
         if differing:
             raise ValueError(f"{self.folder}: cannot resume with another configuration: {', '.join(differing)}. Use another run folder.")

@@ -19,12 +19,12 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 # Bottom first. A room imports from the floors below its own; rooms of one floor never meet.
 FLOORS = [
-    {"records", "timing", "cache", "similarity", "statistics", "provenance"},
+    {"records", "timing", "cache", "similarity", "statistics", "provenance", "subjects", "download"},
     {"events", "manifests", "protocols"},
     {"segments_paper"},
-    {"preprocess", "datasets", "features", "segments", "controls", "augment", "models", "losses", "retrieval"},
+    {"preprocess", "datasets", "features", "segments", "controls", "augment", "models", "losses", "retrieval", "quality"},
     {"batches", "hub"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "ideal", "attribution"},
     {"figures"},
     {"calibrate", "text", "stream", "report"},
     {"recipe"},

@@ -186,6 +186,51 @@ def test_assigned_names_override_the_hash_and_blocks_are_still_cut():
     assert {b.split for b in segmentation.blocks if b.audio == "a[1]"} == {"test"}
 
 
+def test_a_sentence_and_its_scrambled_words_share_a_split_if_asked():
+    rng = np.random.default_rng(3)
+    rows, onset = [], 0.0
+    for i in range(30):
+        words = [f"{c}{i}" for c in "abcdefghij"]
+        for kind, texts in (("sentence", words), ("list", rng.permutation(words).tolist())):
+            rows += story(f"{kind}{i}", 2, onset, texts={0: texts[:5], 1: texts[5:]})
+            onset += 10.0
+    # One sentence of ten words in each sound.
+    for row in rows:
+        if "sequence" in row:
+            row["sequence"] = row["audio"]
+    sides = {}
+    for grouped in (True, False):
+        segmentation, _ = make([rows], SegmentConfig(blocks_at="sounds", group_scrambled=grouped, **RATIOS))
+        assert len(segmentation.blocks) == 60  # every sound is one, though its sentence begins at 0 and it is shorter than min_block
+        assert all(b.start == 0 and b.stop == 4.0 for b in segmentation.blocks)
+        sides[grouped] = {b.audio: b.split for b in segmentation.blocks}
+    assert all(sides[True][f"sentence{i}"] == sides[True][f"list{i}"] for i in range(30))
+    assert any(sides[False][f"sentence{i}"] != sides[False][f"list{i}"] for i in range(30))
+    assert set(sides[True].values()) == {"train", "valid", "test"}
+
+
+def test_a_sound_that_is_a_block_is_never_cut_nor_merged():
+    rows = story("long", 30) + story("short", 2, 80.0) + story("more", 40, 100.0)
+    segmentation, _ = make([rows], SegmentConfig(blocks_at="sounds", valid_ratio=0.4, test_ratio=0.3, seed=_seed_of_three_sides()))
+    assert [(b.uid, b.start, b.stop) for b in segmentation.blocks] == [
+        ("long:0-60000", 0.0, 60.0),
+        ("more:0-80000", 0.0, 80.0),
+        ("short:0-4000", 0.0, 4.0),
+    ]
+    with pytest.raises(ValueError, match="blocks_at must be one of sentences, sounds"):
+        SegmentConfig(blocks_at="words")
+
+
+def _seed_of_three_sides():
+    """Find a seed that puts three blocks on three sides."""
+    names = ("long:0-60000", "more:0-80000", "short:0-4000")
+    config = SegmentConfig(valid_ratio=0.4, test_ratio=0.3)
+    for seed in range(1000):
+        if len({split_of(name, dataclasses.replace(config, seed=seed)) for name in names}) == 3:
+            return seed
+    raise AssertionError("no such seed")
+
+
 def test_blocks_that_repeat_a_long_sentence_share_a_split_over_all_stimuli():
     long = {0: ["Down", "the", "rabbit", "hole,", "again."]}
     plain = {0: ["down", "The", "rabbit", "hole", "again"]}

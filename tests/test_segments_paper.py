@@ -258,6 +258,44 @@ def test_the_audit_finds_subjects_whose_clocks_merge_the_same_story_differently(
     segmentation = make_segments([Recording("toy", "0"), Recording("toy", "1")], tables, dict.fromkeys(tables, 300.0), PAPER)
     errors = audit(segmentation.segments, segmentation.blocks).errors
     assert any("of the stimulus 'a' stands in test and in train" in e for e in errors)
+    assert any("in 1 of 2 recordings a stimulus is cut into other blocks than in most (toy/sub-1)" in w for w in segmentation.warnings)
+
+
+@pytest.mark.parametrize("late", [(0.0, 0.0, 0.004), (0.0, 5.0), (0.0, 0.3, 2.0, 4.0, 7.0), (0.0, 4.0, 4.0)])
+def test_recordings_that_are_cut_otherwise_than_most_are_counted(chatter, late):
+    """Against a loop: a recording cuts before the words that begin its blocks; usual are the cuts that most have."""
+    _, tables, _ = chatter
+    made = {f"toy/sub-{k}": tables["toy/sub-0"].assign(onset=tables["toy/sub-0"]["onset"] + dt) for k, dt in enumerate(late)}
+    cuts = {}
+    for uid, table in made.items():
+        words, starts = words_of(table), {block[1] for block in loop_blocks(table)}
+        cuts[uid] = {i for i, word in enumerate(words) if word.onset in starts and i and words[i - 1].audio == word.audio}
+    first, n = cuts["toy/sub-0"], len(made)
+    count = {i: sum(i in own for own in cuts.values()) for i in set().union(*cuts.values())}
+    usual = {i for i in count if 2 * count[i] > n or (2 * count[i] == n and i in first)}
+    expected = [uid for uid, own in sorted(cuts.items()) if own != usual]
+    segmentation = make_segments([Recording("toy", str(k)) for k in range(len(late))], made, dict.fromkeys(made, 1e4), PAPER)
+    assert segments_paper.differing_cuts(made, segmentation.blocks) == expected
+    assert bool(expected) is (max(late) > 1)
+    said = [w for w in segmentation.warnings if f"in {len(expected)} of {len(late)} recordings a stimulus is cut" in w]
+    assert len(said) == 1
+    assert all(uid in said[0] for uid in expected[:3])
+
+
+def test_a_recording_that_heard_less_is_not_cut_otherwise(chatter):
+    """It began in the middle, at the start of a block of the others, or stopped early: what it heard is cut as in the others."""
+    _, tables, _ = chatter
+    whole = tables["toy/sub-0"]
+    block = loop_blocks(whole)[5]
+    part = whole[(whole["kind"] == "word") & (whole["onset"] >= block[1]) & (whole["audio"] == "one")]
+    sound = whole[(whole["kind"] == "sound") & (whole["audio"] == "one")].iloc[0]
+    late = part["onset"].iloc[0] - sound["onset"]
+    heard = {"kind": "sound", "onset": 0.0, "duration": sound["duration"] - late, "audio": "one", "audio_onset": late}
+    rows = [heard, *part.assign(onset=part["onset"] - part["onset"].iloc[0]).to_dict("records")]
+    made = {"toy/sub-0": whole, "toy/sub-1": whole, "toy/sub-2": ev.make(rows)}
+    blocks = [b for uid, table in made.items() for b in segments_paper.cut_blocks(uid, table, PAPER)]
+    assert len([b for b in blocks if b.recording == "toy/sub-2"]) > 3
+    assert segments_paper.differing_cuts(made, blocks) == []
 
 
 def test_an_open_block_survives_saving(chatter, tmp_path):
@@ -359,55 +397,3 @@ def test_the_clean_protocol_on_brennan_2019(shared):
     union = set.union(*ids.values())
     assert min(len(own) for own in ids.values()) >= len(union) - 1
     assert len({span.key for s in segmentation.segments for span in s.spans}) == len({s.block for s in segmentation.segments})
-
-
-def gwilliams(shared):
-    """Event tables of two subjects who heard the same four stories twice each."""
-    root = shared / "data" / "gwilliams2022"
-    raw = {}
-    for path in sorted(root.glob("sub-*/ses-*/meg/*_events.tsv")):
-        subject, session, task = re.findall(r"(?:sub|ses|task)-(\d+)", path.name)
-        table = pd.read_csv(path, sep="\t", keep_default_na=False)
-        table["audio"] = [re.sub(r"\.0\.wav$", ".wav", name.lower()) for name in table["sound"]]
-        raw[Recording("gwilliams2022", subject, session, task)] = table
-    every = pd.concat(raw.values())
-    ends = (every["start"].astype(float) + every["duration"]).groupby(every["audio"]).max()  # the wavs themselves are not at hand
-    tables = {}
-    for recording, table in raw.items():
-        table = table[table["kind"].isin(("sound", "word"))]
-        is_sound = table["kind"] == "sound"
-        made = pd.DataFrame({"kind": table["kind"], "onset": table["onset"], "audio": table["audio"]})
-        made["duration"] = table["duration"].where(~is_sound, table["audio"].map(ends))
-        made["text"] = table["word"].where(~is_sound, "")
-        made["audio_onset"] = table["start"].astype(float)
-        made["sequence"] = (table["story"] + table["sequence_id"].astype(str)).where(~is_sound, "")
-        tables[recording.uid] = ev.check(made)
-    return list(raw), tables
-
-
-@pytest.mark.data
-def test_meg_masc_has_five_short_texts_and_no_audio_on_two_sides(shared):
-    recordings, tables = gwilliams(shared)
-    assert len(recordings) == 16
-    durations = {uid: float(t["onset"].max()) + 10 for uid, t in tables.items()}
-    segmentation = make_segments(recordings, tables, durations, PAPER)
-    found = audit(segmentation.segments, segmentation.blocks)
-    assert found.errors == []
-    assert [text.split(" (")[0] for text in found.repeated_texts] == ["hey roy", "i", "i i i", "roy", "what"]
-    # A story has one partition whoever heard it, and whenever.
-    for story in "0123":
-        partitions = {tuple(b.uid for b in segmentation.blocks if b.recording == r.uid) for r in recordings if r.run == story}
-        assert len(partitions) == 1
-
-
-@pytest.mark.data
-def test_the_clean_protocol_on_meg_masc(shared):
-    recordings, tables = gwilliams(shared)
-    durations = {uid: float(t["onset"].max()) + 10 for uid, t in tables.items()}
-    segmentation = make_segments(recordings, tables, durations)
-    found = audit(segmentation.segments, segmentation.blocks)
-    assert found.errors == []
-    assert all(len(text.split(" (")[0].split()) < 4 for text in found.repeated_texts)
-    for story in "0123":
-        ids = [{s.stimulus_id for s in segmentation.segments if s.recording == r.uid} for r in recordings if r.run == story]
-        assert all(own == ids[0] for own in ids)

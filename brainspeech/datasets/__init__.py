@@ -9,11 +9,17 @@ from .base import Dataset
 
 DATASETS = {
     "arrays": "brainspeech.datasets.arrays:ArraysDataset",
+    "bids": "brainspeech.datasets.bids:BidsDataset",
+    "brennan2019": "brainspeech.datasets.brennan2019:Brennan2019Dataset",
+    "broderick2019": "brainspeech.datasets.broderick2019:Broderick2019Dataset",
+    "ds004408": "brainspeech.datasets.ds004408:Ds004408Dataset",
+    "gwilliams2022": "brainspeech.datasets.gwilliams2022:Gwilliams2022Dataset",
+    "schoffelen2019": "brainspeech.datasets.schoffelen2019:Schoffelen2019Dataset",
     "simulated": "brainspeech.datasets.simulated:SimulatedDataset",
 }
 
 
-def load(name: str, root: str | os.PathLike | None = None, **options) -> Dataset:
+def load(name: str, /, root: str | os.PathLike | None = None, **options) -> Dataset:
     """Load a dataset by name.
 
     Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,24 @@ class Dataset(ABC):
 
     ``recordings``, ``read_raw`` and ``read_events`` are what a new dataset writes. ``read_stimulus`` and the two fingerprints have defaults
     for files below ``root``: events name a stimulus by its path relative to ``root``.
+
+    Attributes
+    ----------
+    published : collection of int, optional
+        Numbers of the subjects that the reference used; None: no such list is known.
+    excluded : mapping from str to str
+        What is known of and not among ``recordings()``, and why: ``{subject: reason}``, or ``{subject/run: reason}``.
+    notes : list of str
+        Sentences that belong in a report: what was repaired, and what the data cannot tell. Reading events may add to them.
     """
 
     name: str = ""
+    published: Collection[int] | None = None
 
     def __init__(self, root: str | os.PathLike | None = None):
         self.root = None if root is None else Path(root)
+        self.excluded: dict[str, str] = {}
+        self.notes: list[str] = []
         if self.root is not None and not self.root.is_dir():
             raise FileNotFoundError(f"{self.name}: the folder {self.root} does not exist.")
 
@@ -42,6 +55,15 @@ class Dataset(ABC):
     @abstractmethod
     def read_events(self, recording: Recording) -> pd.DataFrame:
         """Read what was heard as a checked events table (see ``brainspeech.events``), onsets from sample 0 of the raw."""
+
+    def duration(self, recording: Recording) -> float:
+        """Give the length of a recording in seconds, without reading its samples.
+
+        ``math.inf`` means open-ended: neither a header nor a sidecar file is there to say it. Here the header says it, through
+        ``read_raw``; a dataset that can be described without its recordings looks into its sidecar files.
+        """
+        raw = self.read_raw(recording)
+        return raw.n_times / raw.info["sfreq"]
 
     def read_stimulus(self, audio: str) -> tuple[np.ndarray, float]:
         """Read a stimulus.

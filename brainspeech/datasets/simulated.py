@@ -1,27 +1,35 @@
-"""Simulated listeners: speech-like stories, and sensors that follow them at a stated signal-to-noise ratio.
+"""A phantom: simulated listeners whose brains answer speech at a stated signal-to-noise ratio, seen by sensors around a head.
 
 Biography
 ---------
-Who: ``n_subjects`` listeners who never lived; all hear the same stories, one recording per listener and story.
+Who: ``n_subjects`` listeners who never lived; all hear the same, one recording per listener and story (or run of sound files).
 
 What was heard: stories of about 2.5 minutes at 16 kHz from the package's own synthesiser (``speech_synthesis``), with exact onsets of
-sentences, words and phonemes. Sentences have 4 to 12 words; in each story one sentence comes back about once a minute.
+sentences, words and phonemes; in each story one sentence comes back about once a minute. Or, with ``audio=FOLDER``, your own sounds with
+their alignments (``speech_files``).
 
-Device: an EEG cap taken from an MNE montage, or a helmet of magnetometers; ``sfreq`` Hz. A recording starts some seconds before the
-sound and ends some seconds after it, different in each, so that recording time is never stimulus time.
+Device: an EEG cap from MNE's BioSemi montages (60 and 128 electrodes are usual), or a helmet of axial gradiometers with KIT's coils (208
+are usual); ``sfreq`` Hz. A recording starts some seconds before the sound and ends some seconds after it, different in each, so that
+recording time is never stimulus time.
 
-Licence: none needed. Everything is made from ``seed``, bit-identical on one machine.
+Licence: none needed. Everything is made from ``seed`` (and your sounds), bit-identical on one machine.
 
-The response: drivers (``N_BANDS`` compressed envelopes of a mel-like filterbank, their rises, word onsets) are weighted into
-``N_SOURCES`` sources; each source goes through a damped temporal response function with peaks near 60, 115 and 190 ms and a smooth
-random map over the sensors. Half of the variance of the weights, response functions and maps is common to all listeners and half is the
-listener's own, as is a latency (sd 12 ms). The noise has a 1/f spectrum (with an alpha peak in EEG) and is correlated over neighbouring
-sensors; slow drift lies on top.
+Modelled
+    *Head*: a sphere; MNE's forward solution from current dipoles to the sensors; for each listener other places and directions of the
+    dipoles, another position of the head (turned by some 3 degrees, shifted by some 4 mm), another strength and latency of the answer.
+    *Answer*: eight dipoles in both temporal cortices and the left frontal one (``phantom_head.RESPONDING``). They follow a filterbank with
+    compression and adaptation, rises of its bands, phonemes by class, words, and the surprisal of both (``phantom_response``), each through
+    damped response functions of up to 500 ms. None of these is a target that the package offers, so that a linear model of the target is
+    not the right answer by construction. Half of the variance of all weights is common to all listeners, half the listener's own.
+    *Background*: 300 dipoles all over the brain with a 1/f spectrum (and an alpha peak in EEG), white noise of each sensor.
+    *Nuisances*, each of which can be left out (``phantom_noise.NUISANCES``): latency jitter and gain drift in time, distractors (bursts of
+    rhythm, and temporal cortex that follows a talker who is not offered), line noise, blinks, heartbeat, slow drift, an amplifier jump, a
+    dead channel. Blinks, heartbeats and jumps are marked by annotations of the raw; ``nuisances_of`` counts them.
 
-Not modelled: sources in a head and the fields that they make (maps are random smooth functions of the sensors' positions), head
-movement, blinks, heartbeat, line noise, broken channels, attention, changes within a recording, responses to surprise or meaning. The
-drivers resemble a mel spectrogram, so a model of mel features has an easier task than on real data: figures obtained here say that the
-code works, not how well a method decodes.
+Not modelled: the head's real shape, skull holes and anisotropy; a reference electrode (potentials are against infinity); a cortex with
+folds, extended sources, feedback, states such as drowsiness; attention that is won and lost; meaning beyond the surprisal of words;
+muscles, movement within a recording, eye movements other than blinks; background that is not Gaussian apart from the distractors. Figures
+obtained here say how a method fares under these assumptions, not how well it decodes a brain.
 """
 
 from __future__ import annotations
@@ -29,30 +37,38 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import mne
 import numpy as np
 import pandas as pd
-import scipy.fft
-import scipy.signal
+import scipy
+import soundfile
 
 from brainspeech import events
-from brainspeech.cache import digest
+from brainspeech.cache import digest, file_identity
 from brainspeech.records import Recording
 
-from . import speech_synthesis
+from . import phantom_head, phantom_listener, phantom_noise, phantom_response, speech_files, speech_synthesis
 from .base import Dataset
+from .phantom_listener import NOISE_LEVEL, SIZES, Listener, Planted, make_listener
+from .phantom_noise import NUISANCES, Disturbance
+from .phantom_response import DRIVER_SFREQ, N_SOURCES
 from .speech_synthesis import AUDIO_SFREQ, Story, tell_story
 
-N_BANDS = 16
-N_SOURCES = 6
 STORY_SECONDS = 150.0
-DRIVER_SFREQ = 200.0  # Hz
-SNR_BAND = (0.5, 30.0)  # Hz
-NOISE_LEVEL = {"eeg": 10e-6, "meg": 100e-15}  # V and T, root mean square per sensor in SNR_BAND
-DRIFT = 3.0  # times NOISE_LEVEL, below 0.2 Hz
-HEAD_RADIUS = 0.095  # m
+MINUTES = 10.0
+CALIBRATION = 4  # stimuli over which the size of the answer is measured
+
+# At the easy ratio a ridge from 32 electrodes to a log-mel spectrogram reaches r of 0.2 to 0.3 in a story that it has not heard; at the
+# realistic one 0.05 to 0.1, as on real EEG. The Gaussian setting is the one whose ideal observer is known exactly.
+PRESETS: dict[str, dict] = {
+    "easy": {"snr_db": -16.0, "nuisances": NUISANCES},
+    "realistic": {"snr_db": -24.0, "nuisances": NUISANCES},
+    "gaussian": {"snr_db": -25.0, "nuisances": ()},
+}
 
 
 class SimulatedDataset(Dataset):
@@ -61,35 +77,44 @@ class SimulatedDataset(Dataset):
     Parameters
     ----------
     root : path, optional
-        Not used: nothing is read from or written to disk.
+        Not used: what is read from disk is ``audio`` alone.
     n_subjects : int
         Listeners.
-    minutes : float
-        Minutes of sound that each listener hears, over all stories.
+    minutes : float, optional
+        Minutes of sound that each listener hears, over all stories (10 if nothing is said). With ``audio`` the most that is heard: sounds
+        are taken in the order of their names while they fit, and a warning counts those that are left out. None: all of them.
     n_channels : int
         Sensors.
     kind : {"eeg", "meg"}
-        An EEG cap (a subset of an MNE BioSemi montage) or a helmet of magnetometers.
+        An EEG cap or a helmet of axial gradiometers.
     sfreq : float
         Sampling rate of the recordings in Hz, at least 70.
-    snr_db : float
-        Power of the response over power of the noise in decibel, both summed over the sensors and over ``SNR_BAND``; the same in every
-        recording. At the default, a ridge from 32 sensors to a log-mel spectrogram reaches r of 0.2 to 0.3 in a story it has not seen.
-        ``-inf``: no response at all.
+    preset : {"easy", "realistic", "gaussian"}
+        Signal-to-noise ratio and nuisances, unless they are given: ``PRESETS``.
+    snr_db : float, optional
+        Power of the answer over power of background and sensor noise in decibel, both summed over the sensors and over ``SNR_BAND``, in the
+        median listener (listeners differ by 1.5 dB; nuisances are not counted). ``-inf``: no answer at all.
+    nuisances : tuple of str, "all" or "none", optional
+        Names from ``NUISANCES``.
     seed : int
-        All randomness comes from here. A recording depends on the seed, its subject and its story, not on what else is read.
+        All randomness comes from here. A recording depends on the seed, its subject and what it plays, not on what else is read.
     response_lag : float, optional
-        Plant one known lag: every source follows the band envelopes (no onsets) exactly this many seconds later, in all listeners
-        alike. None: response functions as described above.
+        Plant one known lag: every source follows the filterbank (no adaptation, no onsets, no words) exactly this many seconds later, in
+        all listeners alike and at all times. None: response functions as described above.
+    audio : path, optional
+        Folder of sounds with alignments (``speech_files``) to be heard instead of synthesised stories.
 
     Raises
     ------
     ValueError
         If a parameter is out of its range.
+    FileNotFoundError
+        If the folder ``audio`` is not there or holds no sound.
 
     Notes
     -----
-    Recordings are named by listener (``01`` ...) and story (run ``01`` ...); story k is the stimulus ``story-01.wav`` and so on.
+    Recordings are named by listener (``01`` ...) and run (``01`` ...). The stories ``story-01.wav`` ... have a run of their own each;
+    sounds of a folder keep their names and are played one after the other with a pause of 1 to 3 s, in runs of about 2.5 minutes.
     """
 
     name = "simulated"
@@ -99,267 +124,276 @@ class SimulatedDataset(Dataset):
         root: str | os.PathLike | None = None,
         *,
         n_subjects: int = 4,
-        minutes: float = 10.0,
+        minutes: float | None = None,
         n_channels: int = 32,
         kind: str = "eeg",
         sfreq: float = 240.0,
-        snr_db: float = -20.0,
+        preset: str = "easy",
+        snr_db: float | None = None,
+        nuisances: Iterable[str] | str | None = None,
         seed: int = 0,
         response_lag: float | None = None,
+        audio: str | os.PathLike | None = None,
     ):
         super().__init__(root)
-        if kind not in NOISE_LEVEL:
-            raise ValueError(f"simulated: kind must be one of {', '.join(NOISE_LEVEL)}, got {kind!r}.")
+        for label, choice, allowed in (("kind", kind, list(NOISE_LEVEL)), ("preset", preset, list(PRESETS))):
+            if choice not in allowed:
+                raise ValueError(f"simulated: {label} must be one of {', '.join(allowed)}, got {choice!r}.")
+        snr_db = PRESETS[preset]["snr_db"] if snr_db is None else snr_db
         most = 256 if kind == "eeg" else 1000
-        for label, value, good, expected in (
+        least = 0.0 if audio else 0.25
+        checks: tuple[tuple[str, Any, bool, str], ...] = (
             ("n_subjects", n_subjects, n_subjects >= 1, "at least 1"),
-            ("minutes", minutes, 0.25 <= minutes < math.inf, "at least 0.25, for a sentence or two"),
+            ("minutes", minutes, minutes is None or least <= minutes < math.inf, f"at least {least}, for a sentence or two"),
             ("n_channels", n_channels, 1 <= n_channels <= most, f"1 to {most} for {kind}"),
             ("sfreq", sfreq, 70 <= sfreq < math.inf, "at least 70 Hz, for the response and the noise reach 30 Hz"),
             ("snr_db", snr_db, snr_db < math.inf, "a number of decibel or -inf"),
             ("seed", seed, seed >= 0, "0 or more"),
             ("response_lag", response_lag, response_lag is None or abs(response_lag) <= 1, "None or -1 to 1 s"),
-        ):
+        )
+        for label, value, good, expected in checks:
             if not good:
                 raise ValueError(f"simulated: {label} must be {expected}, got {value}.")
-        self.n_subjects, self.minutes, self.n_channels, self.kind = int(n_subjects), float(minutes), int(n_channels), kind
-        self.sfreq, self.snr_db, self.seed = float(sfreq), float(snr_db), int(seed)
+        self.n_subjects, self.n_channels, self.kind = int(n_subjects), int(n_channels), kind
+        self.sfreq, self.snr_db, self.seed, self.preset = float(sfreq), float(snr_db), int(seed), preset
+        self.nuisances = phantom_noise.choose(PRESETS[preset]["nuisances"] if nuisances is None else nuisances)
         self.response_lag = None if response_lag is None else float(response_lag)
-        self.n_stories = max(1, round(self.minutes * 60 / STORY_SECONDS))
+        self.audio = None if audio is None else Path(audio)
+        self.minutes = None if minutes is None else float(minutes)
+        if self.audio is None:
+            seconds = 60 * (MINUTES if self.minutes is None else self.minutes)
+            n_stories = max(1, round(seconds / STORY_SECONDS))
+            self._lengths = {f"story-{run}.wav": seconds / n_stories for run in _numbered(n_stories)}
+            self._programme = [[name] for name in self._lengths]
+        else:
+            self._alignments = speech_files.find_sounds(self.audio)
+            self._lengths = speech_files.fit_into(self.minutes, self.audio, self._alignments)
+            self._programme = speech_files.make_runs(self._lengths, seconds=STORY_SECONDS)
         self._stories: dict[str, Story] = {}
         self._drivers: dict[str, np.ndarray] = {}
+        self._listeners: dict[str, Listener] = {}
+
+    # ------------------------------------------------------------------------------------------------------------ what every dataset has
 
     def recordings(self) -> list[Recording]:
         """List the recordings, sorted by uid."""
-        subjects = [f"{s:0{max(2, len(str(self.n_subjects)))}d}" for s in range(1, self.n_subjects + 1)]
-        return [Recording(self.name, subject, run=run) for subject in subjects for run in self._runs()]
+        return [Recording(self.name, subject, run=run) for subject in _numbered(self.n_subjects) for run in _numbered(len(self._programme))]
+
+    def stimuli(self) -> list[str]:
+        """List the sounds that are heard."""
+        return list(self._lengths)
 
     def read_raw(self, recording: Recording) -> mne.io.BaseRaw:
-        """Make the recording: response to the story plus noise plus drift, in V or T."""
-        audio = self._audio_name(recording)
-        sound_onset, n_times = self._timing(recording)
-        rng = self._rng("noise", recording.uid)
-        info, positions = _eeg_cap(self.n_channels, self.sfreq) if self.kind == "eeg" else _meg_helmet(self.n_channels, self.sfreq)
+        """Make the recording, in V or T."""
+        plays, n_times = self._timing(recording)
+        listener = self._listener(recording.subject)
         level = NOISE_LEVEL[self.kind]
-        noise = _noise(rng, positions, n_times, self.sfreq, alpha=self.kind == "eeg")
-        data = noise * (level / math.sqrt(band_power(noise, self.sfreq)))
+        data = phantom_noise.make_noise(self._rng("noise", recording.uid), listener.root, n_times, self.sfreq, alpha=self.kind == "eeg")
+        disturbances = self._disturbances(recording, n_times)
+        for name, disturbance in disturbances.items():
+            data += SIZES[name] * self._map_of(name, recording, listener)[:, None] * disturbance.course
+        if "slow_drift" in self.nuisances:
+            data += phantom_noise.make_drift(self._rng("slow_drift", recording.uid), len(data), n_times, self.sfreq)
+        data *= level
         if self.snr_db > -math.inf:
-            response = self._response(recording.subject, audio, sound_onset, n_times, positions)
-            data += response * (level * 10 ** (self.snr_db / 20) / math.sqrt(band_power(response, self.sfreq)))
-        data += DRIFT * level * _drift(rng, data.shape, self.sfreq)
-        return mne.io.RawArray(data, info, verbose="error")
+            data += listener.maps @ self._courses(recording, plays, n_times)
+        if "distractors" in self.nuisances:
+            data += listener.distracting @ self._distraction(recording, plays, n_times)
+        dead = self._dead_channel(recording)
+        if dead is not None:
+            data[dead] = 0.0
+        raw = mne.io.RawArray(data, listener.info, verbose="error")
+        marked = [(onset, d.duration, name) for name, d in disturbances.items() for onset in d.onsets]
+        if marked:
+            raw.set_annotations(mne.Annotations(*zip(*sorted(marked), strict=True)), verbose="error")
+        return raw
 
     def read_events(self, recording: Recording) -> pd.DataFrame:
-        """Read what was heard: the sound, its sentences, words and phonemes."""
-        audio = self._audio_name(recording)
-        sound_onset, _ = self._timing(recording)
-        story = self._story(audio)
-        rows = [{"kind": "sound", "onset": sound_onset, "duration": len(story.audio) / AUDIO_SFREQ, "audio": audio, "audio_onset": 0.0}]
-        for piece in story.spoken:
-            row = {"kind": piece.kind, "onset": sound_onset + piece.onset, "duration": piece.duration, "text": piece.text}
-            rows.append(row | {"audio": audio, "audio_onset": piece.onset, "sequence": piece.sequence})
+        """Read what was heard: the sounds, their sentences, words and phonemes."""
+        rows = []
+        for audio, onset in self._timing(recording)[0]:
+            rows.append({"kind": "sound", "onset": onset, "duration": self._lengths[audio], "audio": audio, "audio_onset": 0.0})
+            for piece in self._story(audio).spoken:
+                row = {"kind": piece.kind, "onset": onset + piece.onset, "duration": piece.duration, "text": piece.text}
+                rows.append(row | {"audio": audio, "audio_onset": piece.onset, "sequence": piece.sequence})
         return events.make(rows, uid=recording.uid)
 
+    def duration(self, recording: Recording) -> float:
+        """Give the length of a recording in seconds, without making it."""
+        return self._timing(recording)[1] / self.sfreq
+
     def read_stimulus(self, audio: str) -> tuple[np.ndarray, float]:
-        """Give the sound of a story, shape (1, n_samples), and its rate."""
-        return self._story(audio).audio[None].copy(), float(AUDIO_SFREQ)
+        """Give the sound of a story, shape (1, n_samples), or of a file, shape (n_rows, n_samples), and its rate."""
+        self._check_audio(audio)
+        if self.audio is None:
+            return self._story(audio).audio[None].copy(), float(AUDIO_SFREQ)
+        data, sfreq = soundfile.read(self.audio / audio, dtype="float32", always_2d=True)
+        return np.ascontiguousarray(data.T), float(sfreq)
 
     def fingerprint(self, recording: Recording) -> str:
         """Identify a recording by all that it is made from, the code that makes it included."""
-        self._audio_name(recording)
-        made_from = [self.minutes, self.n_channels, self.kind, self.sfreq, repr(self.snr_db), self.response_lag]
-        return digest(["recording", recording.uid, self.seed, *made_from, _code_identity()])
+        heard = self._plays(recording)
+        made_from = [self.n_channels, self.kind, self.sfreq, repr(self.snr_db), self.response_lag, list(self.nuisances), self._lengths]
+        measured = [*heard, *list(self._lengths)[:CALIBRATION]] if self.audio else []
+        sounds = [self.stimulus_fingerprint(audio) for audio in measured]
+        return digest(["recording", recording.uid, self.seed, *made_from, sounds, _code_identity()])
 
     def stimulus_fingerprint(self, audio: str) -> str:
-        """Identify a story by its seed, its length and the code that makes it."""
+        """Identify a story by its seed, its length and the code that makes it; a file by its content and its alignment's."""
         self._check_audio(audio)
-        return digest(["stimulus", audio, self.seed, self.minutes, _code_identity()])
+        if self.audio is not None:
+            return digest(["sound", file_identity(self.audio / audio), file_identity(self._alignments[audio])])
+        return digest(["stimulus", audio, self.seed, self._lengths[audio], _code_identity()])
 
-    def _runs(self) -> list[str]:
-        return [f"{k:0{max(2, len(str(self.n_stories)))}d}" for k in range(1, self.n_stories + 1)]
+    # --------------------------------------------------------------------------------------------------------- what only a phantom can say
 
-    def _audio_name(self, recording: Recording) -> str:
+    def planted(self, recording: Recording) -> Planted:
+        """Say what was planted in a recording, but for the courses of its sources (``answer``)."""
+        self._plays(recording)
+        listener = self._listener(recording.subject)
+        return phantom_listener.plant(listener, self.nuisances, kind=self.kind, sfreq=self.sfreq, silent=self.snr_db == -math.inf)
+
+    def answer(self, recording: Recording, audio: str) -> tuple[np.ndarray, float, float]:
+        """Give how the sources of a recording's listener answer a stimulus, whether or not this recording plays it.
+
+        Returns
+        -------
+        courses : array, shape (n_sources, n_times)
+            Straight lines run between samples; 0 before the first and after the last.
+        sfreq : float
+            Samples per second.
+        start : float
+            Time of the first sample in seconds after the first sample of the sound.
+        """
+        listener, drivers = self._listener(recording.subject), self._sound_drivers(audio)
+        if self.response_lag is not None:
+            return phantom_response.follow(listener.response, drivers) / listener.lag_scales[:, None], DRIVER_SFREQ, self.response_lag
+        return phantom_response.mix(phantom_response.answer(listener.response, drivers), listener.scales), DRIVER_SFREQ, 0.0
+
+    def nuisances_of(self, recording: Recording) -> dict[str, int]:
+        """Count what disturbs a recording: blinks, heartbeats and jumps by their number, dead channels, and 1 for what is always there."""
+        found = self._disturbances(recording, self._timing(recording)[1])
+        counts = {name: len(found[name].onsets) if name in found and len(found[name].onsets) else 1 for name in self.nuisances}
+        if "dead_channel" in counts:
+            counts["dead_channel"] = int(self._dead_channel(recording) is not None)
+        return counts | {name: 0 for name in ("line_noise",) if name in counts and name not in found}
+
+    # ---------------------------------------------------------------------------------------------------------------- when what is played
+
+    def _plays(self, recording: Recording) -> list[str]:
         if recording not in self.recordings():
             raise ValueError(
-                f"{recording.uid} is not one of the {self.n_subjects * self.n_stories} recordings simulated; take one from recordings()."
+                f"{recording.uid} is not one of the {self.n_subjects * len(self._programme)} recordings simulated; "
+                "take one from recordings()."
             )
-        return f"story-{recording.run}.wav"
+        return self._programme[int(recording.run) - 1]
 
     def _check_audio(self, audio: str) -> None:
-        names = [f"story-{run}.wav" for run in self._runs()]
-        if audio not in names:
-            raise FileNotFoundError(f"simulated: there is no stimulus {audio!r}; the stories are {', '.join(names)}.")
+        if audio not in self._lengths:
+            what = "stories" if self.audio is None else "sounds"
+            raise FileNotFoundError(f"simulated: there is no stimulus {audio!r}; the {what} are {', '.join(self._lengths)}.")
 
     def _rng(self, *labels: str) -> np.random.Generator:
         """A generator of its own for each label, so that nothing depends on the order of reading."""
         key = hashlib.sha256("\n".join(labels).encode()).digest()
         return np.random.default_rng([self.seed, *np.frombuffer(key, dtype="<u4").tolist()])
 
-    def _timing(self, recording: Recording) -> tuple[float, int]:
-        """Seconds from the first sample to the sound, which falls between samples; and number of samples."""
+    def _timing(self, recording: Recording) -> tuple[list[tuple[str, float]], int]:
+        """Give (stimulus, seconds from the first sample to it), which falls between samples; and the number of samples."""
+        heard = self._plays(recording)
         rng = self._rng("timing", recording.uid)
         onset, tail = float(rng.uniform(3, 8)), float(rng.uniform(2, 5))
-        duration = len(self._story(self._audio_name(recording)).audio) / AUDIO_SFREQ
-        return onset, math.ceil((onset + duration + tail) * self.sfreq)
+        plays = []
+        for audio in heard:
+            plays.append((audio, onset))
+            onset += self._lengths[audio] + float(rng.uniform(1, 3))
+        last, start = plays[-1]
+        return plays, math.ceil((start + self._lengths[last] + tail) * self.sfreq)
 
     def _story(self, audio: str) -> Story:
         if audio not in self._stories:
             self._check_audio(audio)
-            duration = self.minutes * 60 / self.n_stories
-            self._stories[audio] = tell_story(self._rng("story", audio), duration=duration, name=audio.removesuffix(".wav"))
+            if self.audio is None:
+                story = tell_story(self._rng("story", audio), duration=self._lengths[audio], name=audio.removesuffix(".wav"))
+            else:
+                story = speech_files.load_story(self.audio / audio, self._alignments[audio])
+            self._stories[audio] = story
         return self._stories[audio]
 
-    def _story_drivers(self, audio: str) -> np.ndarray:
+    def _sound_drivers(self, audio: str) -> np.ndarray:
         if audio not in self._drivers:
-            self._drivers[audio] = _make_drivers(self._story(audio))
+            story = self._story(audio)
+            bands = phantom_response.filter_bands(story.audio) if self.response_lag is not None else None
+            self._drivers[audio] = phantom_response.make_drivers(story) if bands is None else bands
         return self._drivers[audio]
 
-    def _response(self, subject: str, audio: str, sound_onset: float, n_times: int, positions: np.ndarray) -> np.ndarray:
-        """Response of the sensors to a story, shape (n_channels, n_times), on an arbitrary scale."""
-        common, own = self._rng("response", "everyone"), self._rng("response", subject)
+    # ---------------------------------------------------------------------------------------------------------------- what the brain does
 
-        def draw(*shape: int) -> np.ndarray:
-            return (common.standard_normal(shape) + own.standard_normal(shape)) / math.sqrt(2)
+    def _listener(self, subject: str) -> Listener:
+        if subject not in self._listeners:
+            self._listeners[subject] = make_listener(
+                subject,
+                [self._sound_drivers(audio) for audio in list(self._lengths)[:CALIBRATION]],
+                kind=self.kind,
+                n_channels=self.n_channels,
+                sfreq=self.sfreq,
+                snr_db=self.snr_db,
+                lag=self.response_lag is not None,
+                draw=self._rng,
+            )
+        return self._listeners[subject]
 
-        drivers = self._story_drivers(audio)
-        weights = draw(N_SOURCES, len(drivers))
-        peaks = draw(N_SOURCES, 3)
-        maps = _smooth_root(positions, 0.05) @ draw(len(positions), N_SOURCES)
-        latency = 0.012 * float(own.standard_normal())
-        if self.response_lag is not None:
-            weights[:, N_BANDS:] = 0
-        delay = 0.0 if self.response_lag is None else self.response_lag
-        times = np.arange(n_times) / self.sfreq - sound_onset - delay
-        grid = np.arange(drivers.shape[1]) / DRIVER_SFREQ
-        sources = np.stack([np.interp(times, grid, source, left=0, right=0) for source in weights @ drivers])
-        if self.response_lag is None:
-            functions = _response_functions(peaks, latency, self.sfreq)
-            sources = scipy.signal.fftconvolve(sources, functions, axes=1)[:, :n_times]
-        sources -= sources.mean(axis=1, keepdims=True)
-        sources /= np.maximum(sources.std(axis=1, keepdims=True), 1e-12)
-        return maps @ sources
+    def _courses(self, recording: Recording, plays: list[tuple[str, float]], n_times: int) -> np.ndarray:
+        """Give the courses of the answering sources over the recording, shape (N_SOURCES, n_times)."""
+        times = np.arange(n_times) / self.sfreq
+        if "latency_jitter" in self.nuisances and self.response_lag is None:
+            times = times - 0.008 * phantom_noise.wander(self._rng("latency_jitter", recording.uid), n_times, self.sfreq, seconds=2.0)
+        out = np.zeros((N_SOURCES, n_times))
+        for audio, onset in plays:
+            courses, sfreq, start = self.answer(recording, audio)
+            grid = onset + start + np.arange(courses.shape[1]) / sfreq
+            first, last = np.searchsorted(times, [grid[0] - 0.1, grid[-1] + 0.1])
+            for row, course in zip(out, courses, strict=True):
+                row[first:last] += np.interp(times[first:last], grid, course, left=0, right=0)
+        if "gain_drift" in self.nuisances:
+            decibel = 2.0 * phantom_noise.wander(self._rng("gain_drift", recording.uid), n_times, self.sfreq, seconds=60.0)
+            out *= 10 ** (decibel / 20)
+        return out
+
+    def _distraction(self, recording: Recording, plays: list[tuple[str, float]], n_times: int) -> np.ndarray:
+        """Give the courses of ``phantom_head.DISTRACTING``, shape (6, n_times)."""
+        rng = self._rng("distractors", recording.uid)
+        rhythms = [phantom_noise.make_rhythm(rng, n_times, self.sfreq, hertz=hertz) for hertz in (10.0, 10.2, 11.0, 20.0)]
+        # The other talker: the same listener's answer to the same speech, backwards in time and turned round.
+        still = self._courses(recording, plays, n_times)[:2, ::-1]
+        talker = np.roll(still, int(rng.integers(n_times)), axis=1)
+        return np.concatenate([np.stack(rhythms), talker])
+
+    def _disturbances(self, recording: Recording, n_times: int) -> dict[str, Disturbance]:
+        made = {
+            name: make(self._rng(name, recording.uid), n_times, self.sfreq)
+            for name, make in phantom_noise.DISTURBING.items()
+            if name in self.nuisances
+        }
+        return {name: disturbance for name, disturbance in made.items() if disturbance is not None}
+
+    def _map_of(self, name: str, recording: Recording, listener: Listener) -> np.ndarray:
+        if name != "amplifier_jump":
+            return listener.disturbing[name]
+        return phantom_noise.draw_jump_map(self._rng("jumping channels", recording.uid), self.n_channels)
+
+    def _dead_channel(self, recording: Recording) -> int | None:
+        if "dead_channel" not in self.nuisances or self.n_channels < 8:
+            return None
+        return int(self._rng("dead_channel", recording.uid).integers(self.n_channels))
 
 
-def band_power(data: np.ndarray, sfreq: float) -> float:
-    """Give the mean power per channel within ``SNR_BAND`` of data of shape (n_channels, n_times), in squared units of the data."""
-    n_times = data.shape[1]
-    spectrum = np.abs(scipy.fft.rfft(data, axis=1)) ** 2
-    frequencies = np.fft.rfftfreq(n_times, 1 / sfreq)
-    inside = (frequencies >= SNR_BAND[0]) & (frequencies <= SNR_BAND[1])
-    return float(2 * spectrum[:, inside].sum() / n_times**2 / len(data))
+def _numbered(n: int) -> list[str]:
+    return [f"{k:0{max(2, len(str(n)))}d}" for k in range(1, n + 1)]
 
 
 def _code_identity() -> str:
     """What a simulation depends on besides its parameters."""
-    code = b"".join(Path(file).read_bytes() for file in (__file__, speech_synthesis.__file__))
+    modules = (phantom_head, phantom_listener, phantom_noise, phantom_response, speech_files, speech_synthesis)
+    code = b"".join(Path(str(file)).read_bytes() for file in (__file__, *(module.__file__ for module in modules)))
     return digest([hashlib.sha256(code).hexdigest(), np.__version__, scipy.__version__, mne.__version__])
-
-
-def _make_drivers(story: Story) -> np.ndarray:
-    """What the brain follows, at ``DRIVER_SFREQ`` from the first sample of the sound, each of unit variance.
-
-    Returns
-    -------
-    drivers : array, shape (N_BANDS + 2, n_frames)
-        Band envelopes compressed with the exponent 0.3, their summed rises, word onsets.
-    """
-    hop, window, n_fft = round(AUDIO_SFREQ / DRIVER_SFREQ), 400, 512
-    padded = np.pad(story.audio, (window // 2, window))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][: len(story.audio) // hop + 1]
-    power = np.abs(scipy.fft.rfft(frames * np.hanning(window).astype(np.float32), n_fft, axis=1)) ** 2
-    bands = ((power @ _filterbank(n_fft).T) ** 0.15).T.astype(np.float64)  # power ** 0.15 is amplitude ** 0.3
-    rises = np.maximum(np.diff(bands, axis=1, prepend=bands[:, :1]), 0).sum(axis=0)
-    words = np.zeros(bands.shape[1])
-    onsets = np.array([piece.onset for piece in story.spoken if piece.kind == "word"]) * DRIVER_SFREQ
-    before = onsets.astype(int)
-    np.add.at(words, before, 1 - (onsets - before))
-    np.add.at(words, before + 1, onsets - before)
-    drivers = np.concatenate([bands, [rises, words]])
-    return drivers / np.maximum(drivers.std(axis=1, keepdims=True), 1e-12)
-
-
-def _filterbank(n_fft: int) -> np.ndarray:
-    """Triangles with equal steps in mel from 80 to 7600 Hz, shape (N_BANDS, n_fft // 2 + 1)."""
-    lowest, highest = (2595 * math.log10(1 + hertz / 700) for hertz in (80.0, 7600.0))
-    edges = 700 * (10 ** (np.linspace(lowest, highest, N_BANDS + 2) / 2595) - 1)
-    frequencies = np.fft.rfftfreq(n_fft, 1 / AUDIO_SFREQ)
-    up = (frequencies - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    down = (edges[2:, None] - frequencies) / np.diff(edges)[1:, None]
-    return np.maximum(0, np.minimum(up, down)).astype(np.float32)
-
-
-def _response_functions(peaks: np.ndarray, latency: float, sfreq: float) -> np.ndarray:
-    """Damped responses of 0 to 500 ms after the sound, shape (n_sources, n_taps), from (n_sources, 3) random heights."""
-    times = np.arange(round(0.5 * sfreq)) / sfreq
-    # Centre (s), width (s) and mean height: P1, N1 and P2 of the auditory response.
-    centres, widths, heights = np.array([0.06, 0.115, 0.19]), np.array([0.018, 0.025, 0.04]), np.array([0.6, -1.0, 0.7])
-    shapes = np.exp(-0.5 * ((times - centres[:, None] - latency) / widths[:, None]) ** 2)
-    return (heights + 0.4 * peaks) @ shapes
-
-
-def _smooth_root(positions: np.ndarray, length: float) -> np.ndarray:
-    """Square root of a Gaussian covariance over sensor positions (m): times white noise it gives smooth maps."""
-    distance = np.linalg.norm(positions[:, None] - positions[None], axis=2)
-    return np.linalg.cholesky(np.exp(-0.5 * (distance / length) ** 2) + 1e-6 * np.eye(len(positions)))
-
-
-def _noise(rng: np.random.Generator, positions: np.ndarray, n_times: int, sfreq: float, *, alpha: bool) -> np.ndarray:
-    """1/f noise, four fifths of its variance shared between neighbouring sensors, shape (n_channels, n_times)."""
-    n_fast = scipy.fft.next_fast_len(n_times, real=True)
-    frequencies = np.fft.rfftfreq(n_fast, 1 / sfreq)
-    amplitude = 1 / np.sqrt(np.maximum(frequencies, 0.2))
-    if alpha:
-        amplitude = amplitude * (1 + 1.5 * np.exp(-0.5 * ((frequencies - 10) / 1.2) ** 2))
-    amplitude[0] = 0
-    shared = _smooth_root(positions, 0.06) @ _coloured(rng, len(positions), amplitude, n_fast)
-    single = _coloured(rng, len(positions), amplitude, n_fast)
-    return (math.sqrt(0.8) * shared + math.sqrt(0.2) * single)[:, :n_times]
-
-
-def _drift(rng: np.random.Generator, shape: tuple[int, int], sfreq: float) -> np.ndarray:
-    """Slow wandering below 0.2 Hz, each sensor for itself, standard deviation about 1."""
-    n_fast = scipy.fft.next_fast_len(2 * shape[1], real=True)  # twice as long, else the end would meet the beginning
-    frequencies = np.fft.rfftfreq(n_fast, 1 / sfreq)
-    amplitude = np.where((frequencies > 0) & (frequencies < 0.2), 1 / np.maximum(frequencies, 0.005), 0)
-    return _coloured(rng, shape[0], amplitude, n_fast)[:, : shape[1]]
-
-
-def _coloured(rng: np.random.Generator, n_rows: int, amplitude: np.ndarray, n_times: int) -> np.ndarray:
-    """Independent Gaussian noise of unit variance with a given amplitude spectrum, shape (n_rows, n_times)."""
-    phases = rng.standard_normal((n_rows, len(amplitude), 2)) @ np.array([1, 1j])
-    scale = n_times / math.sqrt(4 * float(np.sum(amplitude**2)))
-    return scipy.fft.irfft(phases * amplitude * scale, n_times, axis=1)
-
-
-def _eeg_cap(n_channels: int, sfreq: float) -> tuple[mne.Info, np.ndarray]:
-    """Electrodes spread evenly over the smallest BioSemi cap that has enough of them."""
-    size = next(size for size in (32, 64, 128, 256) if size >= n_channels)
-    montage = mne.channels.make_standard_montage(f"biosemi{size}")
-    available = montage.get_positions()["ch_pos"]
-    everywhere = np.array(list(available.values()))
-    chosen = [0]
-    while len(chosen) < n_channels:  # the electrode farthest from those already chosen comes next
-        distance = np.linalg.norm(everywhere[:, None] - everywhere[None, chosen], axis=2).min(axis=1)
-        chosen.append(int(np.argmax(distance)))
-    names = [list(available)[i] for i in sorted(chosen)]
-    info = mne.create_info(names, sfreq, "eeg", verbose="error")
-    info.set_montage(montage)
-    return info, everywhere[sorted(chosen)]
-
-
-def _meg_helmet(n_channels: int, sfreq: float) -> tuple[mne.Info, np.ndarray]:
-    """Magnetometers in equal solid angles on a sphere, open below, pointing outwards."""
-    radius, index = HEAD_RADIUS + 0.025, np.arange(n_channels) + 0.5
-    height = 1 - 1.25 * index / n_channels  # down to a quarter below the equator
-    angle = index * math.pi * (3 - math.sqrt(5))
-    outwards = np.stack([np.sqrt(1 - height**2) * np.cos(angle), np.sqrt(1 - height**2) * np.sin(angle), height], axis=1)
-    info = mne.create_info([f"SIM{k:03d}" for k in range(1, n_channels + 1)], sfreq, "mag", verbose="error")
-    with info._unlock():
-        info["dev_head_t"] = mne.transforms.Transform("meg", "head", np.eye(4))
-    for channel, normal in zip(info["chs"], outwards, strict=True):
-        first = np.cross(normal, [0.0, 0.0, 1.0] if abs(normal[2]) < 0.9 else [1.0, 0.0, 0.0])
-        first /= np.linalg.norm(first)
-        channel["loc"][:] = np.concatenate([radius * normal, first, np.cross(normal, first), normal])
-        channel["coil_type"] = mne.io.constants.FIFF.FIFFV_COIL_POINT_MAGNETOMETER
-        channel["coord_frame"] = mne.io.constants.FIFF.FIFFV_COORD_DEVICE
-    return info, radius * outwards

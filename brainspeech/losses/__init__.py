@@ -11,6 +11,18 @@ if TYPE_CHECKING:  # torch takes seconds to import: only what builds a loss pays
 
 LOSSES = {
     "clip": "brainspeech.losses.clip:ClipLoss",
+    "clip_symmetric": "brainspeech.losses.clip:ClipSymmetricLoss",
+    "dcl": "brainspeech.losses.dcl:DclLoss",
+    "dclw": "brainspeech.losses.dcl:DclwLoss",
+    "cmim": "brainspeech.losses.cmim:CmimLoss",
+    "siglip": "brainspeech.losses.siglip:SiglipLoss",
+    "isogclr": "brainspeech.losses.isogclr:IsogclrLoss",
+    "simclr": "brainspeech.losses.simclr:SimclrLoss",
+    "mv_infonce": "brainspeech.losses.mv_infonce:MvInfonceLoss",
+    "mv_dhel": "brainspeech.losses.mv_dhel:MvDhelLoss",
+    "sdcon": "brainspeech.losses.sdcon:SdconLoss",
+    "mochi": "brainspeech.losses.mochi:MochiLoss",
+    "mse": "brainspeech.losses.mse:MseLoss",
 }
 
 

@@ -1,14 +1,26 @@
-"""What every loss has in common: its result, and which candidate belongs to which estimate.
+"""What every loss has in common: its result, its scores, and what is wrong with its input.
 
 Shapes: B estimates (rows), N candidates (columns), F features, T times.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from brainspeech import similarity
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+SIMILARITIES: dict[str, Similarity] = {
+    "candidate_normalised": similarity.candidate_normalised,
+    "cosine": similarity.cosine,
+    "dot": similarity.dot,
+    "correlation": similarity.correlation,
+}
 
 
 class LossOutput(NamedTuple):
@@ -21,6 +33,14 @@ class LossOutput(NamedTuple):
 class Loss(nn.Module):
     """Compare estimates (B, F, T) with candidates (N, F, T): ``forward`` gives a LossOutput, ``scores`` a Tensor (B, N).
 
+    Parameters
+    ----------
+    similarity : str or callable
+        One of ``SIMILARITIES``, or a function (b, F, T), (n, F, T) -> (b, n) where an entry depends on its own two arguments only.
+    chunk : int, optional
+        Compare with so many candidates at a time, and compute each comparison again in the backward pass, instead of keeping a float32
+        copy of all candidates. Chunks are moved to the estimates' device one by one. Same values and gradients.
+
     Attributes
     ----------
     name, config : str, dict
@@ -30,53 +50,101 @@ class Loss(nn.Module):
     name: str = ""
     config: dict[str, Any]
 
+    def __init__(self, *, similarity: str | Similarity = "candidate_normalised", chunk: int | None = None) -> None:
+        super().__init__()
+        if not callable(similarity) and similarity not in SIMILARITIES:
+            raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, or a function, got {similarity!r}.")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be a positive number of candidates, or None, got {chunk!r}.")
+        self.similarity = similarity if callable(similarity) else SIMILARITIES[similarity]
+        self.chunk = chunk
+
     def scores(self, estimates: Tensor, candidates: Tensor) -> Tensor:
-        """Score each estimate (B, F, T) against each candidate (N, F, T); higher is nearer."""
-        raise NotImplementedError
+        """Score each estimate (B, F, T) against each candidate (N, F, T), in float32 or better also under autocast; higher is nearer."""
+        if self.chunk is None or len(candidates) <= self.chunk:
+            return self.similarity(estimates, candidates.to(estimates.device))
+        return torch.cat([self._compare(estimates, part) for part in candidates.split(self.chunk)], 1)
+
+    def _compare(self, estimates: Tensor, candidates: Tensor) -> Tensor:
+        def compare(estimates: Tensor, candidates: Tensor) -> Tensor:
+            return self.similarity(estimates, candidates.to(estimates.device))
+
+        if not torch.is_grad_enabled() or not (estimates.requires_grad or candidates.requires_grad):
+            return compare(estimates, candidates)
+        # Keeps nothing but the two arguments, of which the second is a view of the candidates.
+        return checkpoint(compare, estimates, candidates, use_reentrant=False, preserve_rng_state=False)
 
 
-def pair(n_rows: int, n_cols: int, row_ids: Tensor | None, col_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Find each row's own column, and the other columns with the same id.
-
-    Parameters
-    ----------
-    n_rows, n_cols : int
-        B and N.
-    row_ids : Tensor, shape (B,), optional
-        What each estimate is of, for instance its ``stimulus_id``. Without ids the first B candidates are the targets.
-    col_ids : Tensor, shape (N,), optional
-        What each candidate is; `row_ids` if not given, which needs N = B.
-
-    Returns
-    -------
-    own : Tensor, shape (B,), or None
-        Column i where its id is row i's, else the first column with that id. None: column i for row i, and no duplicates.
-    duplicate : Tensor, shape (B, N), or None
-        True where another column has the row's id.
+def one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Give `value` back if it is allowed.
 
     Raises
     ------
     ValueError
-        If ids are missing or of the wrong length, a row has no candidate, or there are fewer candidates than rows without ids.
+        If it is not.
     """
+    if value not in allowed:
+        raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {value!r}.")
+    return value
+
+
+def positive(what: str, value: float) -> float:
+    """Give `value` back if it is a positive number.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if not value > 0:
+        raise ValueError(f"{what} must be positive, got {value!r}.")
+    return value
+
+
+def check_pairs(estimates: Tensor, candidates: Tensor, row_ids: Tensor | None, col_ids: Tensor | None) -> None:
+    """Check shapes and ids of a call.
+
+    Raises
+    ------
+    ValueError
+        If features or times disagree, ids are missing or of the wrong length, or there are fewer candidates than rows without ids.
+    """
+    if estimates.ndim < 2 or candidates.ndim < 2 or estimates.shape[1:] != candidates.shape[1:]:
+        raise ValueError(
+            "Estimates (B, F, T) and candidates (N, F, T) must agree in features and times, "
+            f"got {tuple(estimates.shape)} and {tuple(candidates.shape)}."
+        )
+    n_rows, n_cols = len(estimates), len(candidates)
     if row_ids is None:
         if col_ids is not None:
             raise ValueError("col_ids without row_ids: give both, or neither (then the first B candidates are the targets).")
         if n_cols < n_rows:
             raise ValueError(f"Without ids the first B candidates are the targets: got {n_rows} estimates, but {n_cols} candidates.")
-        return None, None
+        return
     if col_ids is None:
         if n_cols != n_rows:
             raise ValueError(f"row_ids alone need as many candidates as estimates, got {n_cols} and {n_rows}: give col_ids too.")
         col_ids = row_ids
     if tuple(row_ids.shape) != (n_rows,) or tuple(col_ids.shape) != (n_cols,):
         raise ValueError(f"Ids must be {(n_rows,)} and {(n_cols,)}, got row_ids {tuple(row_ids.shape)}, col_ids {tuple(col_ids.shape)}.")
-    equal = row_ids[:, None] == col_ids
-    if not bool(equal.any(1).all()):
-        missing = row_ids[~equal.any(1)].unique().tolist()
-        raise ValueError(f"{len(missing)} ids of the estimates have no candidate, among them {missing[:5]}.")
-    own = equal.int().argmax(1)  # the first, where there are several
-    n_common = min(n_rows, n_cols)
-    place = torch.arange(n_common, device=own.device)
-    own[:n_common] = torch.where(equal[place, place], place, own[:n_common])
-    return own, equal.scatter(1, own[:, None], False)
+
+
+def check_finite(scores: Tensor, estimates: Tensor, candidates: Tensor) -> None:
+    """Say which estimates or candidates are not finite, if any score is not.
+
+    Raises
+    ------
+    ValueError
+        If a score is NaN or infinite.
+    """
+    if bool(scores.isfinite().all()):
+        return
+    for what, values in (("estimates", estimates), ("candidates", candidates)):
+        bad = (~values.detach().flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            rows = ", ".join(map(str, bad[:10])) + (" ..." if len(bad) > 10 else "")
+            raise ValueError(
+                f"{len(bad)} of {len(values)} {what} are not finite, rows {rows}. "
+                "Look for NaN or flat channels in their recordings, or lower the learning rate."
+            )
+    raise ValueError("The scores overflow although estimates and candidates are finite: lower the learning rate.")

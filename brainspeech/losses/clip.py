@@ -1,30 +1,39 @@
-"""The contrastive loss of Défossez et al. 2023."""
+"""CLIP-style losses: that of Défossez et al. 2023, and the symmetric one of Radford et al. 2021."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from brainspeech import similarity
-
-from .base import Loss, LossOutput, pair
-
-DUPLICATES = ("ignore", "negative")
+from .base import Similarity
+from .contrastive import ContrastiveLoss
+from .objectives import InfoNCE
 
 
-class ClipLoss(Loss):
+class ClipLoss(ContrastiveLoss):
     """Cross-entropy of picking each estimate's own candidate among all, by their scores.
 
     The CLIP loss of [1] (Défossez et al. 2023, Methods, "Contrastive loss"): s_ij = <z_i, y_j> / (1e-8 + ||y_j||), only candidates
-    normalised, no temperature, brain to speech only. loss = mean_i [lse_j s_ij - s_i,own(i)].
+    normalised, no temperature, brain to speech only. loss = mean_i [lse_j s_ij - s_i,own(i)]. The free norm of an estimate acts as its
+    own inverse temperature.
 
     It departs from [1] in one thing, unless ``duplicates="negative"``: [1] pushes an estimate away from the same segment when that
     stands in the batch a second time (another subject heard it); here such entries are ignored.
 
+    Paper: Défossez et al. 2023, arXiv:2208.12266.
+    Changes: the reference: only candidates normalised, no temperature.
+    Evidence: A (public code read and run).
+
     Parameters
     ----------
-    duplicates : {"ignore", "negative"}
-        What other candidates with the row's own id are: left out, or negatives like all others, as in [1].
+    temperature : float
+        Scores are divided by it; 1 in [1], which has none.
+    symmetric : bool
+        Average with the direction speech to brain.
+    similarity : str or callable
+        See ``ContrastiveLoss``.
+    duplicates : {"ignore", "negative", "positive", "error"}
+        What other candidates with the row's own id are: left out, or negatives like all others, as in [1], or positives too (their mean,
+        SupCon), or an error.
+    gather, chunk : bool, int
+        See ``ContrastiveLoss``.
 
     References
     ----------
@@ -32,70 +41,60 @@ class ClipLoss(Loss):
     Intelligence 5, 2023. arXiv:2208.12266.
     """
 
-    def __init__(self, *, duplicates: str = "ignore") -> None:
-        super().__init__()
-        if duplicates not in DUPLICATES:
-            raise ValueError(f"duplicates must be one of {', '.join(DUPLICATES)}, got {duplicates!r}.")
-        self.duplicates = duplicates
-
-    def scores(self, estimates: Tensor, candidates: Tensor) -> Tensor:
-        """Score each estimate (B, F, T) against each candidate (N, F, T), in float32 or better also under autocast."""
-        return similarity.candidate_normalised(estimates, candidates)
-
-    def forward(self, estimates: Tensor, candidates: Tensor, *, row_ids: Tensor | None = None, col_ids: Tensor | None = None) -> LossOutput:
-        """Compute the loss.
-
-        Parameters
-        ----------
-        estimates : Tensor, shape (B, F, T)
-        candidates : Tensor, shape (N, F, T)
-        row_ids : Tensor, shape (B,), optional
-            What each estimate is of (``stimulus_id``). Without it the first B candidates are the targets and all others negatives.
-        col_ids : Tensor, shape (N,), optional
-            What each candidate is; `row_ids` if not given. A row's own column is the one in its place if that has its id, else the
-            first that has.
-
-        Returns
-        -------
-        LossOutput
-            Logs: ``n_ignored``, the number of entries that are duplicates of a row's own candidate.
-
-        Raises
-        ------
-        ValueError
-            If shapes or ids do not fit, or all candidates are of one segment, so that there is no negative.
-        RuntimeError
-            If an estimate or a candidate is not finite.
-        """
-        logits = self.scores(estimates, candidates)
-        if not bool(logits.isfinite().all()):
-            raise RuntimeError(_describe_not_finite(estimates, candidates))
-        n_rows, n_cols = logits.shape
-        own, duplicate = pair(n_rows, n_cols, row_ids, col_ids)
-        if own is None:
-            own = torch.arange(n_rows, device=logits.device)
-        true = logits.gather(1, own[:, None])[:, 0]
-        n_ignored = torch.zeros((), dtype=torch.int64, device=logits.device)
-        n_negatives = torch.full((n_rows,), n_cols - 1, device=logits.device)
-        if duplicate is not None and self.duplicates == "ignore":
-            logits = logits.masked_fill(duplicate, -torch.inf)
-            n_negatives = n_negatives - duplicate.sum(1)
-            n_ignored = duplicate.sum()
-        # One row without negatives means that all candidates have its id, and so that no row has any: none needs leaving out alone.
-        if not bool(n_negatives.all()):
-            raise ValueError(
-                f"No estimate has a negative among {n_cols} candidates: a contrastive batch needs at least two different segments."
-            )
-        return LossOutput((logits.logsumexp(1) - true).mean(), {"n_ignored": n_ignored})
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        symmetric: bool = False,
+        similarity: str | Similarity = "candidate_normalised",
+        duplicates: str = "ignore",
+        gather: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        objective = InfoNCE(temperature)
+        super().__init__(objective, similarity=similarity, symmetric=symmetric, duplicates=duplicates, gather=gather, chunk=chunk)
 
 
-def _describe_not_finite(estimates: Tensor, candidates: Tensor) -> str:
-    for what, values in (("estimates", estimates), ("candidates", candidates)):
-        bad = (~values.detach().flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
-        if bad:
-            rows = ", ".join(map(str, bad[:10])) + (" ..." if len(bad) > 10 else "")
-            return (
-                f"{len(bad)} of {len(values)} {what} are not finite, rows {rows}. "
-                "Look for NaN or flat channels in their recordings, or lower the learning rate."
-            )
-    return "The scores overflow although estimates and candidates are finite: lower the learning rate."
+class ClipSymmetricLoss(ContrastiveLoss):
+    """CLIP between brain and speech in both directions, with cosine scores and a learned temperature.
+
+    s_ij = cos(z_i, y_j) exp(t); loss = 1/2 mean_i [lse_j s_ij - s_ii] + 1/2 mean_j [lse_i s_ij - s_jj]. exp(t) starts at
+    1 / `temperature` and is kept in [1, 100] as in open_clip.
+
+    Departures: label smoothing is off, as in [1]; [2] found 0.1 useful, for its augmented pairs only. Duplicates are ignored.
+
+    Paper: Radford et al. 2021, arXiv:2103.00020; label smoothing of CLIP-rocket, Fini et al. 2023, arXiv:2305.08675.
+    Changes: both directions, estimates normalised, temperature learned; optional label smoothing.
+    Evidence: A- (public code read; equals torch's cross_entropy).
+
+    Parameters
+    ----------
+    temperature : float
+        At the start.
+    learnable : bool
+        Learn it.
+    label_smoothing : float
+        Share of the target spread evenly over all entries that are not ignored.
+    symmetric, similarity, duplicates, gather, chunk
+        See ``ContrastiveLoss``.
+
+    References
+    ----------
+    [1] Radford et al. Learning transferable visual models from natural language supervision. ICML 2021.
+    [2] Fini et al. Improved baselines for vision-language pre-training. TMLR 2023.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        learnable: bool = True,
+        label_smoothing: float = 0.0,
+        symmetric: bool = True,
+        similarity: str | Similarity = "cosine",
+        duplicates: str = "ignore",
+        gather: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        objective = InfoNCE(temperature, learnable=learnable, label_smoothing=label_smoothing)
+        super().__init__(objective, similarity=similarity, symmetric=symmetric, duplicates=duplicates, gather=gather, chunk=chunk)

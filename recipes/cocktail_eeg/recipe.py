@@ -23,10 +23,8 @@ SECONDS = 60.0
 BAND = (1.0, 8.0)  # Hz: where the cortex follows the envelope
 
 
-def load(root: str | os.PathLike | None, *, montage: str = "biosemi128") -> ArraysDataset:
+def load(root: str | os.PathLike, *, montage: str = "biosemi128") -> ArraysDataset:
     """Open the folder of ``1_1.mat`` ... ``1_5.mat``, ``F_env.mat``, ``M_env.mat`` and ``competing_speaker_order.mat``."""
-    if root is None:
-        raise ValueError("cocktail_eeg: say where the files are: --root DIR (the recipe's README says where they come from).")
     order_file = os.path.join(root, "competing_speaker_order.mat")
     if not os.path.isfile(order_file):
         raise FileNotFoundError(f"cocktail_eeg: {order_file} is missing; the recipe's README says where the files come from.")

@@ -139,17 +139,17 @@ def test_bad_input_is_named():
         clip(estimates, candidates, col_ids=ids)
     with pytest.raises(ValueError, match=r"have no candidate, among them \[3\]"):
         clip(estimates, candidates, row_ids=ids, col_ids=torch.tensor([0, 1, 2, 2]))
-    with pytest.raises(ValueError, match="duplicates must be one of ignore, negative"):
-        losses.build("clip", duplicates="positive")
+    with pytest.raises(ValueError, match="duplicates must be one of ignore, negative, positive, error"):
+        losses.build("clip", duplicates="drop")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_named(value):
     estimates, candidates = make_pairs(4, 0), make_pairs(4, 1)
     estimates[2, 1, 3] = value
-    with pytest.raises(RuntimeError, match="1 of 4 estimates are not finite, rows 2"):
+    with pytest.raises(ValueError, match="1 of 4 estimates are not finite, rows 2"):
         losses.build("clip")(estimates, candidates)
-    with pytest.raises(RuntimeError, match="1 of 4 candidates are not finite, rows 2"):
+    with pytest.raises(ValueError, match="1 of 4 candidates are not finite, rows 2"):
         losses.build("clip")(candidates, estimates)
-    with pytest.raises(RuntimeError, match="overflow"):
+    with pytest.raises(ValueError, match="overflow"):
         losses.build("clip")(torch.full((2, 3, 5), 1e300, dtype=torch.float64) * 1e8, torch.full((2, 3, 5), 1.0, dtype=torch.float64))

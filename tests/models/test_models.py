@@ -12,6 +12,7 @@ from brainspeech import models
 
 N_SUBJECTS, N_FEATURES, N_CHANNELS, N_TIMES = 3, 6, 5, 40
 SMALL: dict[str, dict[str, Any]] = {
+    "braindecode": {"n_channels": N_CHANNELS, "n_times": N_TIMES, "n_knots": 4, "width": 4},
     "conv": {"n_virtual": 8, "hidden": 10, "depth": 4, "n_harmonics": 4},
     "linear_clip": {"n_channels": N_CHANNELS, "lags": range(-6, 13, 3), "rank": 4},
 }
@@ -122,7 +123,7 @@ def test_shapes_that_disagree_are_errors(name):
 
 
 def test_unknown_names_and_options_are_errors():
-    with pytest.raises(ValueError, match="Model must be one of conv, linear_clip, got 'rnn'"):
+    with pytest.raises(ValueError, match=r"Model must be one of braindecode, conv, linear_clip, or .*, got 'rnn'"):
         models.build("rnn")
     with pytest.raises(ValueError, match=r"unexpected keyword argument 'dropout'\. Its options are n_subjects, n_features"):
         models.build("conv", n_subjects=3, n_features=2, dropout=0.5)

@@ -1,165 +1,27 @@
-"""The report's figures: each one drawn once, written as a PNG and as an SVG that follows the page's colours.
-
-Accuracies start at 0, chance is always drawn, and the title says what is seen. No global matplotlib state is used or changed.
-"""
+"""Figures of what was found: accuracies, ranks, subjects, scores, training, lag. Accuracies start at 0, chance is always drawn."""
 
 from __future__ import annotations
 
-import io
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from brainspeech.evaluate import RetrievalReport
 
-INK, MUTED, GRID, PAPER = "#1f2832", "#68737f", "#e2e6ea", "#fdfdfd"  # in the SVG these become the page's variables
-COLOURS = {
-    "encoder": "#2f6fde",
-    "linear_clip": "#0f9d8a",
-    "ridge": "#8b5fd0",
-    "ideal": "#3d9a4a",
-    "block_oracle": "#c58a12",
-    "constant": "#c2609a",
-    "noise": "#a1755a",
-    "shuffled": "#8d99a6",
-}
-OTHERS = ("#d9662b", "#4aa3c7", "#b04a4a", "#6d8b2f")
-WIDTH = 4.4  # inches; at 390 px of screen one point is about one pixel, so 9 pt stays readable
+from .style import COLOURS, INK, MUTED, Picture, colour, finish, label, make_figure, percent, percent_axis, widest
+
 MOST_NAMES = 24  # subjects with a name on the axis
-STYLE: dict[Any, Any] = {
-    "axes.edgecolor": MUTED,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.axisbelow": True,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "lines.solid_capstyle": "round",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "brainspeech",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.color": MUTED,
-    "ytick.labelcolor": INK,
-    "ytick.labelsize": 8.5,
-    "ytick.major.size": 0,
-}
 
 
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One figure: ``title`` says the finding, ``caption`` how to read it, ``alt`` what a reader who cannot see it should know."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    png: bytes
-    svg: str
-
-
-def draw(report: RetrievalReport, history: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> list[Picture]:
-    """Draw every figure that the report has data for.
-
-    Parameters
-    ----------
-    history : mapping of str to list of dict, optional
-        Epochs of each fit: ``epoch``, ``train_loss``, ``valid_loss``, ``valid_top10``.
-    """
-    with rc_context(STYLE):
-        pictures = [_accuracy(report), _rank_curve(report), _per_subject(report)]
-        if report.similarity is not None:
-            pictures.append(_similarity(report, report.similarity))
-        if any(history.values() if history else ()):
-            pictures.append(_training(report, history or {}))
-        if report.curves.get("lag"):
-            pictures.append(_lag(report))
-    return pictures
-
-
-def colour(row: str) -> str:
-    """Give the colour of a row, the same in every figure; rows that a recipe adds take the next free one."""
-    return COLOURS.get(row) or OTHERS[sum(map(ord, row)) % len(OTHERS)]
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """Write a fraction as a percentage."""
-    return "-" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def label(row: str) -> str:
-    """Write a row's name for people."""
-    return row.replace("_", " ")
-
-
-def widest(report: RetrievalReport) -> int:
-    """Give the largest k of the report's top-k accuracies that can be missed: below the number of candidates."""
-    ks = sorted(int(key[3:]) for key in report.chance if key.startswith("top"))
-    return max([k for k in ks if k < report.n_candidates], default=ks[0])
-
-
-def _figure(height: float, **options: Any) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", **options)
-    return figure, figure.subplots()
-
-
-def _percent_axis(axis: Any, top: float) -> None:
-    """Label an axis from 0 to top in percent."""
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %" if top > 0.05 else f"{100 * value:.1f} %")
-
-
-def _finish(figure: Figure, name: str, *, title: str, caption: str, alt: str) -> Picture:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    lines = textwrap.wrap(title, 46)
-    figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + 0.2 * len(lines) + 0.1)
-    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=10.5, fontweight="bold", color=INK)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-    return Picture(name, title, caption, alt, png.getvalue(), _inline(buffer.getvalue(), name, alt))
-
-
-def _inline(svg: str, name: str, alt: str) -> str:
-    """Make matplotlib's SVG a part of a page: no prolog, no links, ids of its own, the page's font and colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    viewbox = re.search(r'viewBox="[^"]+"', svg)
-    label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    svg = re.sub(r"^<svg[^>]*>", f'<svg role="img" aria-label="{label}" {viewbox.group() if viewbox else ""}>', svg)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'xlink:href="#', f'href="#{name}-', svg)
-    svg = svg.replace('xlink:href="data:', 'href="data:')
-    svg = re.sub(r"font: ([^;\"]*?px) [^;\"]+", r"font: \1 system-ui, sans-serif", svg)
-    for colour_, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--line"), (PAPER, "--paper")):
-        svg = svg.replace(colour_, f"var({variable})")
-    return svg
-
-
-def _accuracy(report: RetrievalReport) -> Picture:
+def accuracy(report: RetrievalReport) -> Picture:
     """Top-k of every row with its interval, chance as a line."""
     k = widest(report)
     key, chance = f"top{k}", report.chance[f"top{k}"]
     names = list(report.rows)[::-1]
-    figure, ax = _figure(0.9 + 0.3 * len(names))
+    figure, ax = make_figure(0.9 + 0.3 * len(names))
     ends = [report.rows[n][key]["high"] or report.rows[n][key]["value"] for n in names]
     for y, name in enumerate(names):
         entry = report.rows[name][key]
@@ -176,11 +38,11 @@ def _accuracy(report: RetrievalReport) -> Picture:
     ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1])
     ax.set_xlim(0, max(*ends, chance) * 1.2)
     ax.grid(axis="y", visible=False)
-    _percent_axis(ax.xaxis, max(*ends, chance))
+    percent_axis(ax.xaxis, max(*ends, chance))
     ax.set_xlabel(f"own segment among the {k} best of {report.n_candidates} candidates")
     lead = report.curves["lead"]
     value = report.rows[lead][key]["value"]
-    return _finish(
+    return finish(
         figure,
         "accuracy",
         title=f"{label(lead).capitalize()}: top-{k} accuracy {percent(value)}, chance {percent(chance)}",
@@ -189,12 +51,12 @@ def _accuracy(report: RetrievalReport) -> Picture:
     )
 
 
-def _rank_curve(report: RetrievalReport) -> Picture:
+def rank_curve(report: RetrievalReport) -> Picture:
     """Fraction of windows among the k best for every k."""
     curve, lead = report.curves["rank"], report.curves["lead"]
     ks = np.array(curve["k"])
     k10 = int(np.argmin(np.abs(ks - 10)))
-    figure, ax = _figure(3.2)
+    figure, ax = make_figure(3.2)
     names = sorted(curve["rows"], key=lambda n: -curve["rows"][n][k10])
     ax.plot(ks, curve["chance"], color=MUTED, linestyle=(0, (1, 2)), linewidth=1.6, label="chance")
     for name in names[::-1]:
@@ -213,12 +75,12 @@ def _rank_curve(report: RetrievalReport) -> Picture:
         ax.minorticks_off()
         ax.set_xlim(1, ks[-1])
     ax.set_ylim(0, 1.02)
-    _percent_axis(ax.yaxis, 1)
+    percent_axis(ax.yaxis, 1)
     ax.set_xlabel("k best candidates")
     ax.set_ylabel("windows found")
     found = curve["rows"][lead]
     half = next((int(k) for k, v in zip(ks, found, strict=True) if v >= 0.5), int(ks[-1]))
-    return _finish(
+    return finish(
         figure,
         "rank_curve",
         title=f"Half of the windows are found among the {half} best of {report.n_candidates} candidates"
@@ -230,7 +92,7 @@ def _rank_curve(report: RetrievalReport) -> Picture:
     )
 
 
-def _per_subject(report: RetrievalReport) -> Picture:
+def per_subject(report: RetrievalReport) -> Picture:
     """Accuracy of every subject, sorted."""
     k, lead = widest(report), report.curves["lead"]
     chance = report.chance[f"top{k}"]
@@ -241,7 +103,7 @@ def _per_subject(report: RetrievalReport) -> Picture:
     error = np.clip([[e["value"] - e["low"], e["high"] - e["value"]] for e, _ in entries], 0, None).T if has_interval else None
     top = max(chance, *([e["high"] for e, _ in entries] if has_interval else values))
     named = len(entries) <= MOST_NAMES
-    figure, ax = _figure(0.8 + 0.24 * max(len(entries), 3) if named else 3.0)
+    figure, ax = make_figure(0.8 + 0.24 * max(len(entries), 3) if named else 3.0)
     bars: dict[str, Any] = {"color": colour(lead), "alpha": 0.8, "error_kw": {"ecolor": INK, "elinewidth": 1.1}}
     places = np.arange(len(entries))
     if named:
@@ -252,7 +114,7 @@ def _per_subject(report: RetrievalReport) -> Picture:
         ax.annotate(f"chance {percent(chance)}", (chance, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points")
         ax.set_xlim(0, top * 1.06)
         ax.grid(axis="y", visible=False)
-        _percent_axis(ax.xaxis, top)
+        percent_axis(ax.xaxis, top)
         ax.set_xlabel(f"top-{k} accuracy")
     else:
         ax.bar(places, values, width=0.75, yerr=error, **bars)
@@ -261,12 +123,12 @@ def _per_subject(report: RetrievalReport) -> Picture:
         ax.set_xticks([])
         ax.set_ylim(0, top * 1.06)
         ax.grid(axis="x", visible=False)
-        _percent_axis(ax.yaxis, top)
+        percent_axis(ax.yaxis, top)
         ax.set_xlabel(f"{len(entries)} subjects, sorted")
         ax.set_ylabel(f"top-{k} accuracy")
     above = int((values > chance).sum())
     one = len(entries) == 1
-    return _finish(
+    return finish(
         figure,
         "per_subject",
         title=f"The only subject reaches {percent(values[0])}; chance is {percent(chance)}"
@@ -278,9 +140,9 @@ def _per_subject(report: RetrievalReport) -> Picture:
     )
 
 
-def _similarity(report: RetrievalReport, matrix: np.ndarray) -> Picture:
+def similarity(report: RetrievalReport, matrix: np.ndarray) -> Picture:
     """Mean scores of every true segment with every candidate."""
-    figure, ax = _figure(3.9)
+    figure, ax = make_figure(3.9)
     image = ax.imshow(matrix, cmap="magma", vmin=-2, vmax=4, interpolation="nearest", aspect="equal")
     bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02, ticks=[-2, 0, 2, 4])
     bar.outline.set_visible(False)
@@ -294,7 +156,7 @@ def _similarity(report: RetrievalReport, matrix: np.ndarray) -> Picture:
     own = float(diagonal.mean()) if len(diagonal) else 0.0
     n, lead = len(matrix), report.curves["lead"]
     shown = f" {n} of {report.n_candidates} segments are shown, evenly spaced." if n < report.n_candidates else ""
-    return _finish(
+    return finish(
         figure,
         "similarity",
         title=f"A segment's own candidate scores {own:.1f} standard deviations above the mean candidate",
@@ -304,11 +166,11 @@ def _similarity(report: RetrievalReport, matrix: np.ndarray) -> Picture:
     )
 
 
-def _training(report: RetrievalReport, history: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
+def training(report: RetrievalReport, history: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     """Losses by epoch: validation of every fit, training of the leading row."""
     lead = report.curves["lead"]
     fits = {name: epochs for name, epochs in history.items() if epochs}
-    figure, ax = _figure(3.0)
+    figure, ax = make_figure(3.0)
     best: list[int] = []
     ends: dict[str, tuple[float, float]] = {}
     low, high = np.inf, 0.0
@@ -342,7 +204,7 @@ def _training(report: RetrievalReport, history: Mapping[str, Sequence[Mapping[st
     ax.set_xlabel("epoch")
     ax.set_ylabel("contrastive loss")
     when = f"epoch {best[0]}" if len(set(best)) == 1 else f"epochs {min(best)} to {max(best)}" if best else "-"
-    return _finish(
+    return finish(
         figure,
         "training",
         title=f"The validation loss of the {label(lead)} is lowest at {when}" if best else "Validation losses by epoch",
@@ -352,13 +214,13 @@ def _training(report: RetrievalReport, history: Mapping[str, Sequence[Mapping[st
     )
 
 
-def _lag(report: RetrievalReport) -> Picture:
+def lag(report: RetrievalReport) -> Picture:
     """Accuracy against the lag of the brain after the sound."""
     lag = report.curves["lag"]
     x, y = 1000 * np.array(lag["lag"]), np.array(lag["value"], float)
     is_accuracy = lag["metric"].startswith("top-")
     chance = report.chance.get(f"top{lag['metric'][4:].split()[0]}") if is_accuracy else None
-    figure, ax = _figure(2.9)
+    figure, ax = make_figure(2.9)
     main = COLOURS["ridge"]
     ax.axvspan(-25, 25, color=MUTED, alpha=0.16, linewidth=0)
     ax.annotate("0 ms:\nartefact", (0, 0.99), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=7.5, color=MUTED)
@@ -374,7 +236,7 @@ def _lag(report: RetrievalReport) -> Picture:
         ax.annotate(f"{x[at]:.0f} ms", (x[at], y[at]), (0, 8), textcoords="offset points", ha="center", fontweight="bold", color=main)
     ax.set_ylim(min(0, float(y.min()) * 1.1), top * 1.28 if top > 0 else 1)
     if is_accuracy:
-        _percent_axis(ax.yaxis, top)
+        percent_axis(ax.yaxis, top)
     ax.grid(axis="x", visible=False)
     ax.set_xlabel("lag of the brain after the sound, ms")
     ax.set_ylabel(textwrap.fill(lag["metric"], 30))
@@ -386,7 +248,7 @@ def _lag(report: RetrievalReport) -> Picture:
         title = f"Decoding peaks when the brain is read {1000 * peak:.0f} ms after the sound"
         title = title if peak > 0 else f"Decoding peaks {-1000 * peak:.0f} ms before the sound, where no brain response can be"
     alarm = " This curve peaks there: suspect sound that leaks into the recording, or a wrong alignment." if lag["artefact"] else ""
-    return _finish(
+    return finish(
         figure,
         "lag",
         title=title,

@@ -1,0 +1,48 @@
+"""The figures of a report: each is drawn once, as a PNG and as an SVG that follows the page's colours; its title says what is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import rc_context
+
+from brainspeech.evaluate import RetrievalReport
+
+from . import brain, retrieval, runs
+from .style import STYLE, Picture, label, percent, widest
+
+
+def draw(report: RetrievalReport, history: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> list[Picture]:
+    """Draw every figure that the report has data for.
+
+    Parameters
+    ----------
+    history : mapping of str to list of dict, optional
+        Epochs of each fit: ``epoch``, ``train_loss``, ``valid_loss``, ``valid_top10``.
+    """
+    with rc_context(STYLE):
+        pictures = [retrieval.accuracy(report), retrieval.rank_curve(report), retrieval.per_subject(report)]
+        if report.similarity is not None:
+            pictures.append(retrieval.similarity(report, report.similarity))
+        if any(history.values() if history else ()):
+            pictures.append(retrieval.training(report, history or {}))
+        if report.curves.get("lag"):
+            pictures.append(retrieval.lag(report))
+        if report.curves.get("attribution"):
+            seen = (draw_part(report.curves["attribution"]) for draw_part in (brain.attention, brain.sensors, brain.bands, brain.lags))
+            pictures += [picture for picture in seen if picture is not None]
+        if report.curves.get("spectrum"):
+            pictures.append(brain.spectrum(report.curves["spectrum"]))
+    return pictures
+
+
+def draw_comparison(
+    names: Sequence[str], entries: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]], chance: Sequence[float], *, k: int
+) -> list[Picture]:
+    """Draw runs side by side; see ``runs.forest``."""
+    with rc_context(STYLE):
+        return [runs.forest(names, entries, differences, chance, k=k)]
+
+
+__all__ = ["Picture", "draw", "draw_comparison", "label", "percent", "widest"]

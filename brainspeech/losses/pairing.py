@@ -1,0 +1,139 @@
+"""Rows and columns of a batch, of all processes where it is spread: which column is whose, and what the others are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import gather
+
+DUPLICATES = ("ignore", "negative", "positive", "error")
+
+
+class Pool(NamedTuple):
+    """The ids of all rows and columns, in the order of processes, and the candidates.
+
+    Attributes
+    ----------
+    candidates : Tensor, shape (N, F, T)
+    row_ids, col_ids : Tensor, shape (B,) and (N,)
+        As given, else made so that row i's own column is the one in its place.
+    place : Tensor, shape (B,)
+        The column in each row's own place; -1 where there is none.
+    n_rows, n_cols : list of int
+        Rows and columns of each process.
+    has_ids, spread : bool
+        Whether ids were given, and whether there is more than one process.
+    """
+
+    candidates: Tensor
+    row_ids: Tensor
+    col_ids: Tensor
+    place: Tensor
+    n_rows: list[int]
+    n_cols: list[int]
+    has_ids: bool
+    spread: bool
+
+    def all_rows(self, local: Tensor) -> Tensor:
+        """Concatenate what is compared with, one per estimate, over processes."""
+        return gather.columns(local, self.n_rows) if self.spread else local
+
+    def rows(self, local: Tensor) -> Tensor:
+        """Concatenate what each process computed for its estimates."""
+        return gather.rows(local, self.n_rows) if self.spread else local
+
+    def cols(self, local: Tensor) -> Tensor:
+        """Concatenate what each process computed for its candidates."""
+        return gather.rows(local, self.n_cols) if self.spread else local
+
+    def row_values(self, local: Tensor) -> Tensor:
+        """Concatenate numbers that need no gradient, one per estimate."""
+        return gather.values(local, self.n_rows) if self.spread else local
+
+
+def collect(estimates: Tensor, candidates: Tensor, row_ids: Tensor | None, col_ids: Tensor | None, *, spread: bool) -> Pool:
+    """Collect candidates and ids from all processes; estimates stay where they are."""
+    device = estimates.device
+    n_rows, n_cols = [len(estimates)], [len(candidates)]
+    if spread:
+        n_rows, n_cols = gather.lengths(len(estimates), len(candidates), device=device)
+        candidates = gather.columns(candidates.to(device), n_cols)
+    made_rows, made_cols, place = _numbers(n_rows, n_cols)
+    if row_ids is None:
+        return Pool(candidates, made_rows.to(device), made_cols.to(device), place.to(device), n_rows, n_cols, False, spread)
+    row_ids = row_ids.to(device)
+    col_ids = row_ids if col_ids is None else col_ids.to(device)
+    if spread:
+        row_ids, col_ids = gather.values(row_ids, n_rows), gather.values(col_ids, n_cols)
+    return Pool(candidates, row_ids, col_ids, place.to(device), n_rows, n_cols, True, spread)
+
+
+def _numbers(n_rows: list[int], n_cols: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Number rows 0..B-1 and columns so that, in every process, the first columns are its rows'; and give each row's place."""
+    cols: list[int] = []
+    place: list[int] = []
+    start, stranger = 0, sum(n_rows)
+    for rows_here, cols_here in zip(n_rows, n_cols, strict=True):
+        place += [len(cols) + i if i < cols_here else -1 for i in range(rows_here)]
+        n_own = min(rows_here, cols_here)
+        cols += range(start, start + n_own)
+        cols += range(stranger, stranger + cols_here - n_own)
+        start, stranger = start + rows_here, stranger + cols_here - n_own
+    return torch.arange(sum(n_rows)), torch.tensor(cols, dtype=torch.int64), torch.tensor(place, dtype=torch.int64)
+
+
+def split(same: Tensor, pool: Pool, duplicates: str) -> tuple[Tensor, Tensor]:
+    """Split the entries of the score matrix into positives and negatives; an entry in neither is ignored.
+
+    Parameters
+    ----------
+    same : Tensor, shape (B, N), bool
+        Which entries are of one thing.
+    pool : Pool
+    duplicates : {"ignore", "negative", "positive", "error"}
+        What the columns are that are the same as a row, but not its own.
+
+    Raises
+    ------
+    ValueError
+        If a row has no column, or an id is repeated under "error".
+    """
+    own = own_columns(same, pool)
+    if duplicates == "error":
+        _refuse_repeats("row_ids", pool.row_ids)
+        _refuse_repeats("col_ids", pool.col_ids)
+    if duplicates == "positive":
+        return same, ~same
+    positive = torch.zeros_like(same).scatter(1, own[:, None], True)
+    return positive, ~positive if duplicates == "negative" else ~same
+
+
+def own_columns(same: Tensor, pool: Pool) -> Tensor:
+    """Choose each row's own column (B,): the one in its place if that is the same as the row, else the first that is.
+
+    Raises
+    ------
+    ValueError
+        If a row has no column.
+    """
+    if not len(same):  # one process's part of a batch may be empty
+        return pool.place
+    without = ~same.any(1)
+    if bool(without.any()):
+        missing = pool.row_ids[without].unique().tolist()
+        raise ValueError(f"{len(missing)} ids of the estimates have no candidate, among them {missing[:5]}.")
+    in_place = (pool.place >= 0) & same.gather(1, pool.place.clamp(min=0)[:, None])[:, 0]
+    return torch.where(in_place, pool.place, same.int().argmax(1))
+
+
+def _refuse_repeats(what: str, ids: Tensor) -> None:
+    unique, counts = ids.unique(return_counts=True)
+    repeated = unique[counts > 1].tolist()
+    if repeated:
+        raise ValueError(
+            f'duplicates="error" expects each id once, got {len(repeated)} repeated in {what}, among them {repeated[:5]}. '
+            'Draw batches of distinct segments, or choose "ignore", "negative" or "positive".'
+        )
