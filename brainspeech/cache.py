@@ -92,7 +92,10 @@ class Cache:
             _sweep(folder)
             shapes = {}
             for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+                with open(temporary / f"{name}.npy", "wb") as file:
+                    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())  # a rename may reach the disk before the content does
                 shapes[name] = [list(array.shape), str(array.dtype)]
             entry = {"key": key, "arrays": shapes, "values": dict(values)}
             (temporary / ENTRY).write_text(json.dumps(entry, indent=1, allow_nan=False))

@@ -339,7 +339,10 @@ def _open_run(folder: str) -> tuple[Path, dict]:
     path = Path(folder) / "recipe.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run folder (no recipe.json). Make one: brainspeech run RECIPE --out {folder}")
-    return Path(folder), json.loads(path.read_text())
+    try:
+        return Path(folder), json.loads(path.read_text())
+    except ValueError as error:
+        raise RuntimeError(f"{path} is damaged ({error}). Delete {folder} and run the recipe again.") from error
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -388,6 +391,8 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     out, _ = _open_run(arguments.run)
     folds = segments.load(out / "segments.json")
+    if not any(fold.segments for fold in folds):
+        raise RuntimeError(f"{out / 'segments.json'} holds no windows, so there is nothing to prove. Run the recipe again.")
     audits = [segments.audit(fold.segments, blocks=fold.blocks) for fold in folds]
     errors = sorted({error for audit in audits for error in audit.errors})
     texts = sorted({text for audit in audits for text in audit.repeated_texts})

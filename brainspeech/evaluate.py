@@ -21,7 +21,7 @@ from brainspeech.records import Segment
 
 CONTROLS = ("noise", "shuffled")
 LEAK = 0.001  # a control whose p is below this is above chance
-FEW_BLOCKS = 11  # 2^10 swaps cannot reach p < 0.001, so with fewer blocks subject x block cells are swapped
+FEW_BLOCKS = 11  # 2^10 swaps cannot reach p < 0.001, so with fewer blocks candidates are permuted instead
 FEW_CANDIDATES = 20  # top-10 of so few is near 1 for everyone: the mean rank is tested instead
 MEANINGS = {
     "encoder": "the trained encoder",
@@ -355,7 +355,7 @@ def evaluate(
             "control": name in controls,
             "meaning": (meanings or {}).get(name, MEANINGS.get(name, "")),
         }
-    tests, methods = _tests(scores, ranks, units, blocks, config)
+    tests, methods = _tests(scores, ranks, units, blocks, thin(test.candidates), config)
     for name, accuracies in _accuracies(ranks, units, n_candidates, config).items():
         table[name] = {**accuracies, **table[name], **tests[name]}
     table["block_oracle"] = _oracle(blocks, test.truth, config)
@@ -439,9 +439,19 @@ def _accuracies(ranks: Mapping[str, np.ndarray], units: _Units, n_candidates: in
 
 
 def _tests(
-    scores: Mapping[str, Sequence[np.ndarray]], ranks: Mapping[str, np.ndarray], units: _Units, blocks: np.ndarray, config: EvaluateConfig
+    scores: Mapping[str, Sequence[np.ndarray]],
+    ranks: Mapping[str, np.ndarray],
+    units: _Units,
+    blocks: np.ndarray,
+    kept: np.ndarray,
+    config: EvaluateConfig,
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
-    """Compute the p values of every row, and say in words how."""
+    """Compute the p values of every row, and say in words how.
+
+    ``kept`` are stimuli that do not overlap. Only they are exchanged: where windows overlap by irregular amounts, as at word onsets, an
+    exchange breaks the pattern of overlaps that estimates and candidates share, and the true pairing varies more than any exchanged one.
+    They are still ranked among all candidates.
+    """
     k, n_candidates = max(config.topk), len(blocks)
     by_rank = n_candidates <= FEW_CANDIDATES
     statistic = "mean rank" if by_rank else f"top-{k} accuracy"
@@ -457,34 +467,40 @@ def _tests(
             local = np.mean([statistics.column_ranks(s[np.ix_(windows, columns)]) for s in per_seed], 0)
             inside[row][np.ix_(columns, columns)] = -statistics.by_stimulus(local, own)
     n, seed = config.n_permutations, config.seed
-    above_chance = statistics.permutation_p(np.stack(overall), statistics.shuffled_blocks(blocks, n, seed=seed))
-    within = statistics.permutation_p(inside, statistics.shifted_within_blocks(blocks, n, seed=seed))
+    matrices = np.stack(overall)[:, kept][:, :, kept]
+    kept_blocks = np.unique(blocks[kept], return_inverse=True)[1]
+    above_chance = statistics.permutation_p(matrices, statistics.shuffled_blocks(kept_blocks, n, seed=seed))
+    within = statistics.permutation_p(inside[:, kept][:, :, kept], statistics.shifted_within_blocks(kept_blocks, n, seed=seed))
+    testable = np.bincount(kept_blocks).max() > 1  # else no block holds two segments that do not overlap
     out: dict[str, dict[str, float | None]] = {
-        name: {"p_above_chance": float(above_chance[i]), "p_above_shuffled": None, "p_within_block": float(within[i])}
+        name: {"p_above_chance": float(above_chance[i]), "p_above_shuffled": None, "p_within_block": float(within[i]) if testable else None}
         for i, name in enumerate(scores)
     }
     methods = {
-        "p_above_chance": f"One-sided test of the {statistic}: blocks of the candidate list in random order, then the list rolled, the "
-        "same for all subjects; estimates and candidates keep their autocorrelation, hubs stay hubs "
-        f"({n:,} draws; the smallest p there can be is about {_smallest_p(units.shape[1], n_candidates, n):.2g}).",
-        "p_within_block": "One-sided test of the mean rank among the candidates of the same block, against circular shifts inside blocks "
-        f"({n:,} draws).",
+        "p_above_chance": f"One-sided test of the {statistic} on {len(kept)} segments that do not overlap, ranked among all candidates: "
+        "blocks in random order, then the list rolled, the same for all subjects; hubs stay hubs "
+        f"({n:,} draws; the smallest p there can be is about {_smallest_p(units.shape[1], len(kept), n):.2g}).",
+        "p_within_block": "One-sided test of the mean rank among the candidates of the same block, on the same segments, against circular "
+        f"shifts inside blocks ({n:,} draws).",
     }
     if "shuffled" in ranks:
         credit = {name: (-r if by_rank else r < k).mean(0) for name, r in ranks.items()}  # (W,)
         gain = {name: credit[name] - credit["shuffled"] for name in credit if name != "shuffled"}
         few = units.shape[1] < FEW_BLOCKS
-        unit = units.subject * units.shape[1] + units.block if few else units.block
-        _, unit = np.unique(unit, return_inverse=True)
-        if gain:
-            differences = np.stack([np.bincount(unit, weights=g) for g in gain.values()])
-            for name, p in zip(gain, statistics.swap_p(differences, n_permutations=n, seed=seed), strict=True):
-                out[name]["p_above_shuffled"] = float(p)
-        n_units = int(unit.max()) + 1
-        methods["p_above_shuffled"] = (
-            f"One-sided paired test of the {statistic} against the row `shuffled`: the two rows swapped at random in each of {n_units} "
-            + (f"subject x block cells ({units.shape[1]} blocks are too few to swap whole)" if few else "blocks, all subjects together")
-            + f" ({n:,} draws; the smallest p there can be is about {max(2.0**-n_units, 1 / (n + 1)):.2g})."
+        names = list(scores)
+        if gain and few:
+            gains = np.stack([matrices[names.index(name)] - matrices[names.index("shuffled")] for name in gain])
+            p = statistics.permutation_p(gains, statistics.shuffled_blocks(kept_blocks, n, seed=seed))
+        elif gain:
+            p = statistics.swap_p(np.stack([np.bincount(units.block, weights=g) for g in gain.values()]), n_permutations=n, seed=seed)
+        for name, value in zip(gain, p if gain else (), strict=True):
+            out[name]["p_above_shuffled"] = float(value)
+        n_blocks = units.shape[1]
+        methods["p_above_shuffled"] = f"One-sided paired test of the {statistic} against the row `shuffled`: " + (
+            f"the gain over it, with candidates exchanged as for p > chance ({n_blocks} blocks are too few to swap the two rows)."
+            if few
+            else f"the two rows swapped at random in each of {n_blocks} blocks, all subjects together "
+            f"({n:,} draws; the smallest p there can be is about {max(2.0**-n_blocks, 1 / (n + 1)):.2g})."
         )
     return out, methods
 
@@ -628,7 +644,7 @@ def _warnings(report: RetrievalReport, config: EvaluateConfig) -> list[str]:
     trivial = [f"top-{k}" for k in config.topk if k >= report.n_candidates]
     if trivial:
         out.append(f"Only {report.n_candidates} candidate(s): {', '.join(trivial)} cannot be missed, whatever the estimates are.")
-    smallest = _smallest_p(report.blocks, report.n_candidates, config.n_permutations)
+    smallest = _smallest_p(report.blocks, report.disjoint["n_candidates"], config.n_permutations)
     controlled = any(row["control"] for row in report.rows.values())
     if controlled and 1 / (config.n_permutations + 1) >= LEAK:
         out.append(

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from brainspeech import datasets, evaluate, features, ideal, quality, report, rows, segments
@@ -29,6 +30,8 @@ from brainspeech.provenance import provenance
 from brainspeech.recipe import Recipe, check, settle
 from brainspeech.records import Recording, Segment, Signal
 from brainspeech.subjects import select
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,9 @@ def prepare(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, pro
         signals[recording.uid] = load_signal(dataset, recording, recipe.preprocess, cache)
         for reason, n in signals[recording.uid].dropped.items():
             dropped[f"channels: {reason}"] += n
+        unplaced = int(np.isnan(signals[recording.uid].positions).any(axis=1).sum())
+        if unplaced:
+            dropped["channels: without a position, not seen by spatial attention"] += unplaced
     check_times(tables, {uid: signal.duration for uid, signal in signals.items()})
     feature = features.build(recipe.feature.name, **recipe.feature.options)
     return Prepared(dataset, recordings, tables, signals, feature, dropped)
@@ -189,6 +195,17 @@ def run(
     recipe = settle(recipe)
     check(recipe)
     claim(out, recipe, root=root, source=source)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(f"Another run is writing into {out}. Wait for it, or give another folder (--out DIR).") from None
+    with lock:
+        return _run(recipe, root, out, cache, progress=progress)
+
+
+def _run(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache, *, progress: bool) -> evaluate.RetrievalReport:
+    """Go from recordings to report in a folder that is claimed and locked."""
     prepared = prepare(recipe, root, cache, progress=progress)
     folds = segment(recipe, prepared)
     segments.save(out / "segments.json", folds)
@@ -324,15 +341,20 @@ def claim(out: Path, recipe: Recipe, *, root: str | os.PathLike | None, source: 
     mine = {"recipe": constants, "root": None if root is None else str(Path(root).resolve()), "source": source}
     path = out / "recipe.json"
     if path.is_file():
-        there = json.loads(path.read_text())
+        try:
+            there = json.loads(path.read_text())
+        except ValueError as error:
+            raise RuntimeError(f"{path} is damaged ({error}). Delete {out} and run again.") from error
         differing = _differing(there.get("recipe", {}), constants)
         # A run that ended before its first fit, by an error in its constants for one, has nothing to lose.
-        if differing and any(path.name not in ("recipe.json", "segments.json") for path in out.iterdir()):
+        if differing and any(path.name not in ("recipe.json", "segments.json", LOCK) for path in out.iterdir()):
             raise ValueError(
                 f"{out} holds a run with other constants ({', '.join(differing)}). Give another folder (--out DIR), or delete this one."
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run (no recipe.json). Give another folder (--out DIR).")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, not a folder. Give another folder (--out DIR).")
     out.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(mine, indent=1))

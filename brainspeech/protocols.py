@@ -97,10 +97,11 @@ class SegmentConfig:
             raise ValueError(f"blocks_at must be one of {', '.join(BLOCKS_AT)}, got {self.blocks_at!r}.")
         if not self.tmin < self.tmax:
             raise ValueError(f"A window needs tmin < tmax, got {self.tmin} and {self.tmax} s.")
-        if not self.stride > 0 or (self.test_stride is not None and not self.test_stride > 0):
-            raise ValueError(f"stride and test_stride must be positive seconds, got {self.stride} and {self.test_stride}.")
         if not self.min_block >= 0 or not self.sfreq > 0:
             raise ValueError(f"min_block must be >= 0 s and sfreq > 0 Hz, got {self.min_block} and {self.sfreq}.")
+        strides = [self.stride] if self.test_stride is None else [self.stride, self.test_stride]
+        if not min(strides) >= 1 / self.sfreq:
+            raise ValueError(f"stride and test_stride must be at least one sample, got {self.stride} and {self.test_stride} s.")
         if min(self.valid_ratio, self.test_ratio) < 0 or self.valid_ratio + self.test_ratio >= 1:
             raise ValueError(f"valid_ratio + test_ratio must leave a part for training, got {self.valid_ratio} and {self.test_ratio}.")
         unknown = sorted(set((self.assign or {}).values()) - set(SPLITS))

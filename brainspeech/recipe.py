@@ -70,6 +70,13 @@ class RidgeConfig:
     lag_step: float = 0.025
     n_components: int = 64
 
+    def __post_init__(self) -> None:
+        if not self.max_lag >= 0 or not self.lag_step > 0 or self.n_components < 1:
+            raise ValueError(
+                "The ridge needs max_lag >= 0 s, lag_step > 0 s and n_components >= 1, "
+                f"got {self.max_lag}, {self.lag_step} and {self.n_components}."
+            )
+
 
 @dataclass(frozen=True)
 class Recipe:

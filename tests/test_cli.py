@@ -197,6 +197,13 @@ def test_audit_of_a_good_run_is_clean(place, capsys):
     assert found["windows"] > 100
 
 
+def test_audit_of_nothing_proves_nothing(copied, capsys):
+    (copied / "segments.json").write_text("[]")
+    status, _, err = told(capsys, "audit", copied)
+    assert status == 1
+    assert "holds no windows" in err
+
+
 def test_audit_finds_a_test_window_that_was_moved_into_training(copied, capsys):
     path = copied / "segments.json"
     kept = json.loads(path.read_text())
@@ -239,6 +246,7 @@ def test_strict_ends_with_3_when_a_control_is_above_chance(copied, place, capsys
     flags = set_flags([*learning, "segments.stride=1", "model.generic_subject=False", "rows=encoder,noise"])
     command = ["run", place / "recipe.py", "--quiet", "--cache", place / "cache", *flags, "--out"]
     monkeypatch.setattr(controls, "phase_randomise", lambda signal, *, seed: signal)
+    monkeypatch.setattr(evaluate, "LEAK", 0.02)  # six blocks cannot reach the real one
     status, out, _ = told(capsys, *command, copied.parent / "leaking")
     assert status == 0, "without --strict it is a warning"
     assert out.startswith("WARNING: The control `noise` is above chance")

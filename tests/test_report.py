@@ -360,9 +360,9 @@ def test_a_difference_by_luck_has_no_small_p(tmp_path):
     assert small <= 4  # 5 or more of 20 have a probability of 0.3 %
 
 
-def test_few_blocks_are_swapped_by_subject(tmp_path):
+def test_few_blocks_say_how_small_p_can_be(tmp_path):
     made = report.compare([finish(tmp_path / "a"), finish(tmp_path / "b", seed=1, gain=4.0)])
-    assert made.differences[0]["units"] == "18 subject x block cells"
+    assert made.differences[0]["units"] == "6 blocks, all subjects together (p cannot fall below 0.031)"
 
 
 def test_what_cannot_be_compared_says_why(tmp_path):

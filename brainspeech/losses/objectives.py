@@ -107,12 +107,14 @@ class InfoNCE(nn.Module):
         if self.label_smoothing:
             everything = mean_of(logits, contrast.positive | contrast.negative)
             attract = (1 - self.label_smoothing) * attract + self.label_smoothing * everything
-        repel = log_sum_exp(logits, contrast.negative)
-        if self.negatives == "mean":
-            repel = repel - contrast.negative.sum(1).to(logits.dtype).log()
-        if self.couple:
-            repel = torch.logaddexp(repel, log_sum_exp(logits, contrast.positive))
-        return repel - self.weight(contrast) * attract
+        return self.repulsion(logits, contrast) - self.weight(contrast) * attract
+
+    def repulsion(self, logits: Tensor, contrast: Contrast) -> Tensor:
+        """Compute a row's denominator."""
+        if self.negatives == "sum":
+            return log_sum_exp(logits, contrast.negative | contrast.positive if self.couple else contrast.negative)
+        mean = log_sum_exp(logits, contrast.negative) - contrast.negative.sum(1).to(logits.dtype).log()
+        return torch.logaddexp(mean, log_sum_exp(logits, contrast.positive)) if self.couple else mean
 
     def attraction(self, logits: Tensor, contrast: Contrast) -> Tensor:
         """Combine a row's positives."""

@@ -25,8 +25,8 @@ from .words import many, markdown_table, plain_table, say_entry, say_p
 
 METHOD = (
     "Difference of the leading row's accuracy from the first run, in percentage points, on the same windows and candidates; interval by "
-    "the two-way bootstrap over subjects x blocks; p two-sided, the two runs swapped at random in each unit. Where blocks are swapped, all "
-    "subjects together, p is about other stimuli for these listeners; the interval is about other listeners too, and may contain 0 where p "
+    "the two-way bootstrap over subjects x blocks; p two-sided, the two runs swapped at random in each block, all "
+    "subjects together. p is about other stimuli for these listeners; the interval is about other listeners too, and may contain 0 where p "
     "is small. The fits are taken as they are: with one seed each, a part of a difference is the luck of the fit."
 )
 
@@ -155,16 +155,15 @@ def _difference(
     shape = (int(subject.max()) + 1, int(block.max()) + 1)
     counts = statistics.cell_sums(np.ones(len(gain)), subject, block, shape)[0]
     limits = statistics.interval(statistics.cell_sums(gain, subject, block, shape), counts, n_bootstrap=n_bootstrap, seed=seed)
-    few = shape[1] < FEW_BLOCKS
-    _, unit = np.unique(subject * shape[1] + block if few else block, return_inverse=True)
-    sums = np.bincount(unit, weights=gain)
+    sums = np.bincount(block, weights=gain)
     better, worse = statistics.swap_p(np.stack([sums, -sums]), n_permutations=n_permutations, seed=seed)
     return {
         "value": float(gain.mean()),
         "low": None if limits is None else float(limits[0, 0]),
         "high": None if limits is None else float(limits[0, 1]),
         "p": float(min(1.0, 2 * min(better, worse))),
-        "units": f"{len(sums)} subject x block cells" if few else f"{len(sums)} blocks, all subjects together",
+        "units": f"{len(sums)} blocks, all subjects together"
+        + (f" (p cannot fall below {2.0 ** (1 - len(sums)):.2g})" if len(sums) < FEW_BLOCKS else ""),
     }
 
 
