@@ -6,6 +6,7 @@ of one instance. A view that is missing is an item that is not there.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ class Items(NamedTuple):
         return values.new_zeros(self.n_instances).index_add(0, self.instance, values)
 
 
-class MultiViewLoss(Loss):
+class MultiViewLoss(Loss, ABC):
     """What the losses over views share: items, their scores, the mean over instances.
 
     Called as other losses are, ``loss(estimates, candidates, row_ids=, col_ids=)``: estimates with one id are views of one instance, and
@@ -70,9 +71,9 @@ class MultiViewLoss(Loss):
         self.positives = one_of("positives", positives, ("lse", "mean"))
         self.gather = gather
 
+    @abstractmethod
     def compare(self, items: Items) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the loss of each instance (M,); say which has a negative (M,), and how many items, or instances, lack one."""
-        raise NotImplementedError
 
     def forward(
         self,
