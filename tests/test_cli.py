@@ -296,7 +296,7 @@ def test_a_run_without_a_report_says_how_to_get_one(copied, capsys):
     (copied / "report.json").unlink()
     status, _, err = told(capsys, "report", copied)
     assert status == 1
-    assert f"brainspeech evaluate {copied}" in err
+    assert f"brainspeech run RECIPE --out {copied}" in err
 
 
 def test_a_traceback_is_shown_on_demand(tmp_path):

@@ -212,7 +212,7 @@ def test_awkward_sizes_are_drawn(tmp_path, options):
 
 
 def test_a_run_without_a_report_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="brainspeech evaluate"):
+    with pytest.raises(FileNotFoundError, match="Go on with it: brainspeech run"):
         report.load(tmp_path)
     assert report.load_history(tmp_path) == {}
 
@@ -384,7 +384,7 @@ def test_what_cannot_be_compared_says_why(tmp_path):
         report.compare([first])
     with pytest.raises(ValueError, match="once"):
         report.compare([first, tmp_path / "b" / ".." / "a"])
-    with pytest.raises(FileNotFoundError, match="brainspeech evaluate"):
+    with pytest.raises(FileNotFoundError, match="Go on with it: brainspeech run"):
         report.compare([first, tmp_path / "e"])
 
 
@@ -411,3 +411,9 @@ def test_the_comparison_is_written_whole(tmp_path):
         assert all(f"{100 * v:.1f} %" in text for v in made.seeds[0])
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == evaluate.plain(asdict(made))
     assert made.rows["ridge"][0] is None
+
+
+def test_a_damaged_report_is_named_with_its_cure(tmp_path):
+    (tmp_path / "report.json").write_text('{"title": "cut')
+    with pytest.raises(ValueError, match=r"report\.json is damaged .*brainspeech evaluate"):
+        report.load(tmp_path)

@@ -84,11 +84,15 @@ def load(folder: str | os.PathLike) -> RetrievalReport:
     """
     path = Path(folder) / "report.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: the run has not come to its report. Run: brainspeech evaluate {folder}")
+        raise FileNotFoundError(
+            f"{path} does not exist: the run has not come to its report. Go on with it: brainspeech run RECIPE --out {folder}"
+        )
     similarity = path.parent / "figures" / SIMILARITY
-    return RetrievalReport.from_dict(
-        json.loads(path.read_text(encoding="utf-8")), np.load(similarity, allow_pickle=False) if similarity.is_file() else None
-    )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Write it again: brainspeech evaluate {folder}") from error
+    return RetrievalReport.from_dict(values, np.load(similarity, allow_pickle=False) if similarity.is_file() else None)
 
 
 def load_history(folder: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
