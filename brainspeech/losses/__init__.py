@@ -26,13 +26,37 @@ LOSSES = {
 }
 
 
+def find(name: str) -> type[Loss]:
+    """Find the class behind a name of ``LOSSES``, or behind ``module:Class`` of the user's own.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or if it is no ``Loss``.
+    """
+    from .base import Loss
+
+    if name not in LOSSES and ":" not in name:
+        raise ValueError(f"Loss must be one of {', '.join(sorted(LOSSES))}, or 'module:Class' of your own, got {name!r}.")
+    module, attribute = LOSSES.get(name, name).split(":", 1)
+    try:
+        loss = getattr(import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(
+            f"The loss {name!r} was not found ({error}). Is its module where Python looks (PYTHONPATH), or installed?"
+        ) from error
+    if not (isinstance(loss, type) and issubclass(loss, Loss)):
+        raise ValueError(f"The loss {name!r} must be a subclass of brainspeech.losses.base.Loss, got {loss!r}.")
+    return loss
+
+
 def build(name: str, **config) -> Loss:
     """Build a loss by name.
 
     Parameters
     ----------
     name : str
-        One of ``LOSSES``.
+        One of ``LOSSES``, or ``module:Class`` of the user's own.
     **config
         The options of that loss's class; the returned module keeps them, defaults included, as ``.config``.
 
@@ -41,11 +65,11 @@ def build(name: str, **config) -> Loss:
     ValueError
         If no loss has that name, or if it has no such option.
     """
-    if name not in LOSSES:
-        raise ValueError(f"Loss must be one of {', '.join(sorted(LOSSES))}, got {name!r}.")
-    module, attribute = LOSSES[name].split(":")
-    loss_class = getattr(import_module(module), attribute)
+    loss_class = find(name)
     signature = inspect.signature(loss_class)
+    if "queue" in config and "queue" not in signature.parameters:
+        others = [other for other in LOSSES if "queue" in inspect.signature(find(other)).parameters]
+        raise ValueError(f"Loss {name!r} has no queue, got queue={config['queue']!r}. Losses with one are {', '.join(others)}.")
     try:
         bound = signature.bind(**config)
     except TypeError as error:
@@ -57,4 +81,4 @@ def build(name: str, **config) -> Loss:
     return loss
 
 
-__all__ = ["LOSSES", "build"]
+__all__ = ["LOSSES", "build", "find"]

@@ -32,7 +32,7 @@ class ClipLoss(ContrastiveLoss):
     duplicates : {"ignore", "negative", "positive", "error"}
         What other candidates with the row's own id are: left out, or negatives like all others, as in [1], or positives too (their mean,
         SupCon), or an error.
-    gather, chunk : bool, int
+    queue, queue_dtype, gather, chunk
         See ``ContrastiveLoss``.
 
     References
@@ -48,11 +48,22 @@ class ClipLoss(ContrastiveLoss):
         symmetric: bool = False,
         similarity: str | Similarity = "candidate_normalised",
         duplicates: str = "ignore",
+        queue: tuple[int, ...] | None = None,
+        queue_dtype: str = "float32",
         gather: bool = False,
         chunk: int | None = None,
     ) -> None:
         objective = InfoNCE(temperature)
-        super().__init__(objective, similarity=similarity, symmetric=symmetric, duplicates=duplicates, gather=gather, chunk=chunk)
+        super().__init__(
+            objective,
+            similarity=similarity,
+            symmetric=symmetric,
+            duplicates=duplicates,
+            queue=queue,
+            queue_dtype=queue_dtype,
+            gather=gather,
+            chunk=chunk,
+        )
 
 
 class ClipSymmetricLoss(ContrastiveLoss):
@@ -75,7 +86,7 @@ class ClipSymmetricLoss(ContrastiveLoss):
         Learn it.
     label_smoothing : float
         Share of the target spread evenly over all entries that are not ignored.
-    symmetric, similarity, duplicates, gather, chunk
+    symmetric, similarity, duplicates, queue, queue_dtype, gather, chunk
         See ``ContrastiveLoss``.
 
     References
@@ -93,8 +104,19 @@ class ClipSymmetricLoss(ContrastiveLoss):
         symmetric: bool = True,
         similarity: str | Similarity = "cosine",
         duplicates: str = "ignore",
+        queue: tuple[int, ...] | None = None,
+        queue_dtype: str = "float32",
         gather: bool = False,
         chunk: int | None = None,
     ) -> None:
         objective = InfoNCE(temperature, learnable=learnable, label_smoothing=label_smoothing)
-        super().__init__(objective, similarity=similarity, symmetric=symmetric, duplicates=duplicates, gather=gather, chunk=chunk)
+        super().__init__(
+            objective,
+            similarity=similarity,
+            symmetric=symmetric,
+            duplicates=duplicates,
+            queue=queue,
+            queue_dtype=queue_dtype,
+            gather=gather,
+            chunk=chunk,
+        )

@@ -24,7 +24,7 @@ class CmimLoss(ContrastiveLoss):
     ----------
     temperature : float
         Not known from the paper.
-    symmetric, similarity, duplicates, gather, chunk
+    symmetric, similarity, duplicates, queue, queue_dtype, gather, chunk
         See ``ContrastiveLoss``.
     """
 
@@ -35,8 +35,19 @@ class CmimLoss(ContrastiveLoss):
         symmetric: bool = False,
         similarity: str | Similarity = "cosine",
         duplicates: str = "ignore",
+        queue: tuple[int, ...] | None = None,
+        queue_dtype: str = "float32",
         gather: bool = False,
         chunk: int | None = None,
     ) -> None:
         objective = InfoNCE(temperature, negatives="mean")
-        super().__init__(objective, similarity=similarity, symmetric=symmetric, duplicates=duplicates, gather=gather, chunk=chunk)
+        super().__init__(
+            objective,
+            similarity=similarity,
+            symmetric=symmetric,
+            duplicates=duplicates,
+            queue=queue,
+            queue_dtype=queue_dtype,
+            gather=gather,
+            chunk=chunk,
+        )

@@ -6,7 +6,7 @@ for every entry whether it is a positive, a negative or neither (ignored), and h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from . import masks, pairing
 from .base import Loss, LossOutput, Similarity, check_finite, check_pairs, one_of
 from .gather import is_spread
+from .queue import CandidateQueue
 
 
 class Contrast(NamedTuple):
@@ -63,8 +64,16 @@ class ContrastiveLoss(Loss):
         unless ``duplicates="negative"``.
     extra_negatives : callable, optional
         (scores, negative, gram) -> (B, s): scores of synthetic negatives, of the direction estimates -> candidates only.
+    queue : (int, int, int), optional
+        (K, F, T): keep the last K candidates of earlier batches, of F features and T times, as further columns (``losses.queue``). Calls
+        need ids then: an entry with a row's own id is what ``duplicates`` says, and never stands in for its own candidate. ``same`` and
+        ``ignore`` must be functions of ids. Only in training mode: validation neither uses the queue nor adds to it. It is part of the
+        module's state. Not with ``symmetric=True``, since no estimates are kept.
+    queue_dtype : {"float32", "bfloat16"}
+        How the queue is stored.
     gather : bool
-        Compare with the candidates of all processes (``losses.gather``). Nothing changes where there is one process.
+        Compare with the candidates of all processes (``losses.gather``), all of which enter every process's queue. Nothing changes where
+        there is one process.
     chunk : int, optional
         Compare with so many candidates at a time; see ``Loss``.
 
@@ -86,16 +95,21 @@ class ContrastiveLoss(Loss):
         duplicates: str = "ignore",
         intra: bool = False,
         extra_negatives: ExtraNegatives | None = None,
+        queue: Sequence[int] | None = None,
+        queue_dtype: str = "float32",
         gather: bool = False,
         chunk: int | None = None,
     ) -> None:
         super().__init__(similarity=similarity, chunk=chunk)
+        if queue is not None and symmetric:
+            raise ValueError(f"queue={queue!r} goes with symmetric=False: it keeps candidates, and no estimates that could be told apart.")
         self.objective = objective
         self.back = back
         self.symmetric = symmetric
         self.duplicates = one_of("duplicates", duplicates, pairing.DUPLICATES)
         self.intra = intra
         self.extra_negatives = extra_negatives
+        self.queue = None if queue is None else CandidateQueue(queue, dtype=queue_dtype)
         self.gather = gather
 
     def forward(
@@ -131,34 +145,42 @@ class ContrastiveLoss(Loss):
         Returns
         -------
         LossOutput
-            Logs: ``n_ignored``, the entries in neither mask, and ``n_without_negative``, the rows left out of the mean for want of one.
+            Logs: ``n_ignored``, the entries in neither mask, and ``n_without_negative``, the rows left out of the mean for want of one;
+            with a queue ``n_queued``, the entries of it that were compared with.
 
         Raises
         ------
         ValueError
-            If shapes or ids do not fit, a row has no positive, no row has a negative, an id is repeated under ``duplicates="error"``, or
-            an estimate or a candidate is not finite.
+            If shapes or ids do not fit, a row has no positive, no row has a negative, an id is repeated under ``duplicates="error"``, an
+            estimate or a candidate is not finite, or there is a queue and no ids.
         """
         check_pairs(estimates, candidates, row_ids, col_ids)
         if row_keys is not None and tuple(row_keys.shape) != (len(estimates),):
             raise ValueError(f"row_keys must be {(len(estimates),)}, got {tuple(row_keys.shape)}.")
         pool = pairing.collect(estimates, candidates, row_ids, col_ids, spread=self.gather and is_spread())
-        scores = self.scores(estimates, pool.candidates)
+        queue = self.queue if self.training else None
+        parts, cols = [pool.candidates], pool.col_ids
+        if queue is not None:
+            parts, cols = self._with_queue(queue, pool)
+        scores = self._score_parts(estimates, parts)
         check_finite(scores, estimates, pool.candidates)
         scores = pool.rows(scores)
         same_rule, ignore_rule = (masks.same_id if same is None else same), (self.near_duplicates if ignore is None else ignore)
-        positive, negative = pairing.split(_mask("same", same_rule, pool), pool, self.duplicates)
+        positive, negative = pairing.split(self._mask("same", same_rule, pool, cols), pool, self.duplicates)
         if ignore_rule is not None:
-            negative = negative & ~_mask("ignore", ignore_rule, pool)
+            negative = negative & ~self._mask("ignore", ignore_rule, pool, cols)
         row_memory = None if row_keys is None else pool.row_values(row_keys.to(scores.device))
-        row_names, col_names = (pool.row_ids, pool.col_ids) if pool.has_ids else (None, None)
+        row_names, col_names = (pool.row_ids, cols) if pool.has_ids else (None, None)
         forth = Contrast(scores, positive, negative, row_names if row_memory is None else row_memory, col_names)
         logs = {"n_ignored": (~(positive | negative)).sum()}
+        if queue is not None:
+            logs["n_queued"] = queue.n_filled.clone()
+            queue.add(pool.candidates, pool.col_ids)
         if self.intra:
             inner = pool.rows(self.scores(estimates, pool.all_rows(estimates)))
             forth = _append(forth, inner, self._others(pool.row_ids, same_rule, ignore_rule), row_names)
         if self.extra_negatives is not None:
-            extra = self._synthesise(scores, negative, estimates, pool)
+            extra = self._synthesise(scores, negative, estimates, parts, pool)
             forth = _append(forth, extra, extra.detach().isfinite(), None)
         loss, logs["n_without_negative"] = _mean(self.objective, forth)
         if self.symmetric:
@@ -179,30 +201,47 @@ class ContrastiveLoss(Loss):
             alike = itself | (masks.same_id(ids, ids) if isinstance(same, Tensor) else same(ids, ids))
         return ~alike if ignore is None or isinstance(ignore, Tensor) else ~(alike | ignore(ids, ids))
 
-    def _synthesise(self, scores: Tensor, negative: Tensor, estimates: Tensor, pool: pairing.Pool) -> Tensor:
+    def _with_queue(self, queue: CandidateQueue, pool: pairing.Pool) -> tuple[list[Tensor], Tensor]:
+        """Give the candidates, those of the queue in a second part, and the ids of both."""
+        if not pool.has_ids:
+            raise ValueError(
+                "A queue needs row_ids (and col_ids): without them nobody knows which of its entries are a row's own. Got none."
+            )
+        queue.check(pool.candidates)
+        features, ids = queue.content()
+        if self.duplicates == "error":
+            pairing.refuse_queued(pool.row_ids, ids)
+        return [pool.candidates, *([features] if len(ids) else [])], torch.cat([pool.col_ids, ids.to(pool.col_ids.device)])
+
+    def _score_parts(self, estimates: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """Score estimates against candidates that lie in several tensors, without putting these into one."""
+        return self.scores(estimates, parts[0]) if len(parts) == 1 else torch.cat([self.scores(estimates, part) for part in parts], 1)
+
+    def _mask(self, what: str, rule: Tensor | masks.MaskRule, pool: pairing.Pool, cols: Tensor) -> Tensor:
+        """Give a mask of the whole batch, queue included."""
+        if isinstance(rule, Tensor) and (pool.spread or self.queue is not None):
+            place = "Across processes" if pool.spread else "With a queue"
+            raise ValueError(f"{place} {what} must be a function of ids, got a Tensor. See losses.masks.by_id.")
+        mask = rule if isinstance(rule, Tensor) else rule(pool.row_ids, cols)
+        shape = len(pool.row_ids), len(cols)
+        if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            raise ValueError(f"{what} must be a bool mask {shape}, got {mask.dtype} {tuple(mask.shape)}.")
+        return mask.to(pool.row_ids.device)
+
+    def _synthesise(self, scores: Tensor, negative: Tensor, estimates: Tensor, parts: Sequence[Tensor], pool: pairing.Pool) -> Tensor:
         """Score synthetic negatives; -inf where a row has none."""
         assert self.extra_negatives is not None  # for mypy
         # They are mixtures of constants: no gradient reaches candidates through them, even where these are trained.
-        frozen = pool.candidates.detach()
+        frozen = [part.detach() for part in parts]
         if pool.candidates.requires_grad:
-            scores = pool.rows(self.scores(estimates, frozen))
+            scores = pool.rows(self._score_parts(estimates, frozen))
 
         def gram() -> Tensor:
             with torch.no_grad():
-                return torch.cat([self.scores(part, frozen) for part in frozen.split(self.chunk or len(frozen))]).to(scores.device)
+                pieces = [piece for part in frozen for piece in part.split(self.chunk or len(part))]
+                return torch.cat([self._score_parts(piece, frozen) for piece in pieces]).to(scores.device)
 
         return self.extra_negatives(scores, negative, gram)
-
-
-def _mask(what: str, rule: Tensor | masks.MaskRule, pool: pairing.Pool) -> Tensor:
-    """Give a mask of the whole batch."""
-    if isinstance(rule, Tensor) and pool.spread:
-        raise ValueError(f"Across processes {what} must be a function of ids, got a Tensor. See losses.masks.by_id.")
-    mask = rule if isinstance(rule, Tensor) else rule(pool.row_ids, pool.col_ids)
-    shape = len(pool.row_ids), len(pool.col_ids)
-    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-        raise ValueError(f"{what} must be a bool mask {shape}, got {mask.dtype} {tuple(mask.shape)}.")
-    return mask.to(pool.row_ids.device)
 
 
 def _append(contrast: Contrast, logits: Tensor, negative: Tensor, ids: Tensor | None) -> Contrast:

@@ -27,7 +27,7 @@ class DclLoss(ContrastiveLoss):
     temperature : float
     intra : bool
         Other estimates are negatives too.
-    symmetric, similarity, duplicates, gather, chunk
+    symmetric, similarity, duplicates, queue, queue_dtype, gather, chunk
         See ``ContrastiveLoss``.
 
     References
@@ -43,6 +43,8 @@ class DclLoss(ContrastiveLoss):
         symmetric: bool = False,
         similarity: str | Similarity = "cosine",
         duplicates: str = "ignore",
+        queue: tuple[int, ...] | None = None,
+        queue_dtype: str = "float32",
         gather: bool = False,
         chunk: int | None = None,
     ) -> None:
@@ -52,6 +54,8 @@ class DclLoss(ContrastiveLoss):
             symmetric=symmetric,
             duplicates=duplicates,
             intra=intra,
+            queue=queue,
+            queue_dtype=queue_dtype,
             gather=gather,
             chunk=chunk,
         )
@@ -78,7 +82,7 @@ class DclwLoss(ContrastiveLoss):
         Keep gradients out of the weights.
     intra : bool
         Other estimates are negatives too.
-    symmetric, similarity, duplicates, gather, chunk
+    symmetric, similarity, duplicates, queue, queue_dtype, gather, chunk
         See ``ContrastiveLoss``.
 
     References
@@ -96,6 +100,8 @@ class DclwLoss(ContrastiveLoss):
         symmetric: bool = False,
         similarity: str | Similarity = "cosine",
         duplicates: str = "ignore",
+        queue: tuple[int, ...] | None = None,
+        queue_dtype: str = "float32",
         gather: bool = False,
         chunk: int | None = None,
     ) -> None:
@@ -105,6 +111,8 @@ class DclwLoss(ContrastiveLoss):
             symmetric=symmetric,
             duplicates=duplicates,
             intra=intra,
+            queue=queue,
+            queue_dtype=queue_dtype,
             gather=gather,
             chunk=chunk,
         )

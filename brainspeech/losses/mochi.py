@@ -24,9 +24,10 @@ class MochiLoss(ContrastiveLoss):
     which have the value and the gradient of the vectors' own, and no vector of F x T numbers is made.
 
     Departures: ignored entries (duplicates, ``ignore=``) are left out before the hardest are chosen, without which the method would
-    amplify false negatives. Pairs are of two different negatives where there are two. There is no queue: give more candidates than
-    estimates instead. A row with fewer negatives than `n_hardest` uses all it has. Validation (eval mode) has no synthetic negatives, and
-    neither has the direction candidates to estimates.
+    amplify false negatives. Pairs are of two different negatives where there are two. The queue that [1] takes its negatives from is off
+    unless ``queue=`` is given; the Gram matrix is then that of batch and queue together, K x K numbers in each step. A row with fewer
+    negatives than `n_hardest` uses all it has. Validation (eval mode) has no synthetic negatives, and neither has the direction candidates
+    to estimates.
 
     Paper: Kalantidis et al. 2020, arXiv:2010.01028.
     Changes: extra negatives, mixed from the hardest.
@@ -43,7 +44,7 @@ class MochiLoss(ContrastiveLoss):
         Of the mixtures, which are the same in all processes.
     similarity : {"cosine"}
         The Gram form needs unit vectors.
-    symmetric, duplicates, gather, chunk
+    symmetric, duplicates, queue, queue_dtype, gather, chunk
         See ``ContrastiveLoss``.
 
     References
@@ -63,6 +64,8 @@ class MochiLoss(ContrastiveLoss):
         symmetric: bool = False,
         similarity: str | Similarity = "cosine",
         duplicates: str = "ignore",
+        queue: tuple[int, ...] | None = None,
+        queue_dtype: str = "float32",
         gather: bool = False,
         chunk: int | None = None,
     ) -> None:
@@ -74,6 +77,8 @@ class MochiLoss(ContrastiveLoss):
             symmetric=symmetric,
             duplicates=duplicates,
             extra_negatives=HardMixtures(n_hardest, n_mixed, n_mixed_with_query, warmup=warmup, seed=seed),
+            queue=queue,
+            queue_dtype=queue_dtype,
             gather=gather,
             chunk=chunk,
         )

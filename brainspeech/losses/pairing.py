@@ -90,8 +90,8 @@ def split(same: Tensor, pool: Pool, duplicates: str) -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    same : Tensor, shape (B, N), bool
-        Which entries are of one thing.
+    same : Tensor, shape (B, N) or (B, N + K), bool
+        Which entries are of one thing. Columns after the pool's are those of a queue, none of which is a row's own.
     pool : Pool
     duplicates : {"ignore", "negative", "positive", "error"}
         What the columns are that are the same as a row, but not its own.
@@ -101,7 +101,7 @@ def split(same: Tensor, pool: Pool, duplicates: str) -> tuple[Tensor, Tensor]:
     ValueError
         If a row has no column, or an id is repeated under "error".
     """
-    own = own_columns(same, pool)
+    own = own_columns(same[:, : len(pool.col_ids)], pool)
     if duplicates == "error":
         _refuse_repeats("row_ids", pool.row_ids)
         _refuse_repeats("col_ids", pool.col_ids)
@@ -136,4 +136,20 @@ def _refuse_repeats(what: str, ids: Tensor) -> None:
         raise ValueError(
             f'duplicates="error" expects each id once, got {len(repeated)} repeated in {what}, among them {repeated[:5]}. '
             'Draw batches of distinct segments, or choose "ignore", "negative" or "positive".'
+        )
+
+
+def refuse_queued(row_ids: Tensor, queued: Tensor) -> None:
+    """Refuse rows whose id is in the queue.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    repeated = row_ids[torch.isin(row_ids, queued.to(row_ids.device))].unique().tolist()
+    if repeated:
+        raise ValueError(
+            f'duplicates="error" expects no id of a row in the queue, got {len(repeated)}, among them {repeated[:5]}. '
+            'Make the queue shorter than an epoch, or choose "ignore", "negative" or "positive".'
         )

@@ -34,7 +34,7 @@ class SiglipLoss(ContrastiveLoss):
         Learn t and b.
     symmetric : bool
         Both directions. With as many candidates as estimates they are equal.
-    similarity, duplicates, gather, chunk
+    similarity, duplicates, queue, queue_dtype, gather, chunk
         See ``ContrastiveLoss``.
 
     References
@@ -51,11 +51,22 @@ class SiglipLoss(ContrastiveLoss):
         symmetric: bool = False,
         similarity: str | Similarity = "cosine",
         duplicates: str = "positive",
+        queue: tuple[int, ...] | None = None,
+        queue_dtype: str = "float32",
         gather: bool = False,
         chunk: int | None = None,
     ) -> None:
         objective = Siglip(temperature, bias, learnable=learnable)
-        super().__init__(objective, similarity=similarity, symmetric=symmetric, duplicates=duplicates, gather=gather, chunk=chunk)
+        super().__init__(
+            objective,
+            similarity=similarity,
+            symmetric=symmetric,
+            duplicates=duplicates,
+            queue=queue,
+            queue_dtype=queue_dtype,
+            gather=gather,
+            chunk=chunk,
+        )
 
 
 class Siglip(nn.Module):

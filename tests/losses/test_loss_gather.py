@@ -20,6 +20,8 @@ OPTIONS = {
 PRESETS = [(name, OPTIONS.get(name, {})) for name in losses.LOSSES]
 PRESETS += [(name, {"symmetric": True, "intra": True}) for name in ("dcl", "dclw")]
 PRESETS += [("clip", {"duplicates": "positive", "symmetric": True}), ("sdcon", {"hold": "neither"}), ("clip", {"chunk": 2})]
+# Batches are of 7: the second one meets all candidates of the first but one.
+PRESETS += [(name, {"queue": (6, gloo_worker.N_FEATURES, 2), **OPTIONS.get(name, {})}) for name in ("clip", "siglip", "mochi")]
 presets = pytest.mark.parametrize(("name", "options"), PRESETS, ids=lambda value: value if isinstance(value, str) else "-".join(value))
 
 

@@ -121,3 +121,24 @@ def test_unknown_names_and_options_are_errors():
         losses.build("mae")
     with pytest.raises(ValueError, match="tau"):
         losses.build("clip", tau=0.1)
+
+
+def test_a_loss_of_the_users_own_is_built_by_module_and_class(tmp_path, monkeypatch):
+    (tmp_path / "my_losses.py").write_text(
+        "from brainspeech.losses.contrastive import ContrastiveLoss\nfrom brainspeech.losses.objectives import InfoNCE\n\n\n"
+        "class Mine(ContrastiveLoss):\n    def __init__(self, *, temperature: float = 0.5):\n"
+        "        super().__init__(InfoNCE(temperature), similarity='cosine')\n\n\nclass Neither:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = losses.build("my_losses:Mine", temperature=0.1)
+    assert (mine.name, mine.config) == ("my_losses:Mine", {"temperature": 0.1})
+    expected = losses.build("clip", similarity="cosine", temperature=0.1)(make_pairs(seed=1), make_pairs())
+    assert torch.equal(mine(make_pairs(seed=1), make_pairs()).loss, expected.loss)
+    assert losses.find("clip").__name__ == "ClipLoss"
+    with pytest.raises(ValueError, match=r"'my_losses:Mine': .*'tau'.*Its options are temperature"):
+        losses.build("my_losses:Mine", tau=0.1)
+    with pytest.raises(ValueError, match=r"'my_losses:Neither' must be a subclass of brainspeech\.losses\.base\.Loss"):
+        losses.build("my_losses:Neither")
+    for absent in ("my_losses:Absent", "no_such_module:Mine"):
+        with pytest.raises(ValueError, match=r"was not found .*PYTHONPATH"):
+            losses.build(absent)
