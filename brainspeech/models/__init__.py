@@ -1,18 +1,22 @@
-"""Encoders by name: (signal, positions, subject) -> estimate of the stimulus features (B, F, T)."""
+"""Encoders by name: (signal, positions, subject) -> estimate of the stimulus features (B, F, T); and target encoders by name."""
 
 from __future__ import annotations
 
 import inspect
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes seconds to import: only what builds an encoder pays for it
-    from .base import Encoder
+    from .base import Encoder, TargetEncoder
 
 MODELS = {
     "braindecode": "brainspeech.models.braindecode:BraindecodeEncoder",
     "conv": "brainspeech.models.conv:ConvEncoder",
     "linear_clip": "brainspeech.models.linear:LinearClip",
+}
+
+TARGET_ENCODERS = {
+    "deep_mel": "brainspeech.models.deep_mel:DeepMel",
 }
 
 
@@ -26,18 +30,35 @@ def find(name: str) -> type[Encoder]:
     """
     from .base import Encoder
 
-    if name not in MODELS and ":" not in name:
-        raise ValueError(f"Model must be one of {', '.join(sorted(MODELS))}, or 'module:Class' of your own, got {name!r}.")
-    module, attribute = MODELS.get(name, name).split(":", 1)
+    return _find("model", name, MODELS, Encoder)
+
+
+def find_target(name: str) -> type[TargetEncoder]:
+    """Find the class behind a name of ``TARGET_ENCODERS``, or behind ``module:Class`` of the user's own.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or if it is no ``TargetEncoder``.
+    """
+    from .base import TargetEncoder
+
+    return _find("target encoder", name, TARGET_ENCODERS, TargetEncoder)
+
+
+def _find(what: str, name: str, known: dict[str, str], base: type) -> Any:
+    if name not in known and ":" not in name:
+        raise ValueError(f"{what.capitalize()} must be one of {', '.join(sorted(known))}, or 'module:Class' of your own, got {name!r}.")
+    module, attribute = known.get(name, name).split(":", 1)
     try:
-        encoder = getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(
-            f"The model {name!r} was not found ({error}). Is its module where Python looks (PYTHONPATH), or installed?"
+            f"The {what} {name!r} was not found ({error}). Is its module where Python looks (PYTHONPATH), or installed?"
         ) from error
-    if not (isinstance(encoder, type) and issubclass(encoder, Encoder)):
-        raise ValueError(f"The model {name!r} must be a subclass of brainspeech.models.base.Encoder, got {encoder!r}.")
-    return encoder
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"The {what} {name!r} must be a subclass of brainspeech.models.base.{base.__name__}, got {found!r}.")
+    return found
 
 
 def needs(name: str) -> set[str]:
@@ -62,17 +83,25 @@ def build(name: str, **config) -> Encoder:
     ValueError
         If no model has that name, or if it has no such option.
     """
-    encoder_class = find(name)
-    signature = inspect.signature(encoder_class)
+    return _build("Model", name, find(name), config)
+
+
+def build_target(name: str, **config) -> TargetEncoder:
+    """Build a target encoder by name; as ``build``, with ``TARGET_ENCODERS``."""
+    return _build("Target encoder", name, find_target(name), config)
+
+
+def _build(what: str, name: str, of_class: type, config: dict[str, Any]) -> Any:
+    signature = inspect.signature(of_class)
     try:
         bound = signature.bind(**config)
     except TypeError as error:
-        raise ValueError(f"Model {name!r}: {error}. Its options are {', '.join(signature.parameters)}.") from error
+        raise ValueError(f"{what} {name!r}: {error}. Its options are {', '.join(signature.parameters)}.") from error
     bound.apply_defaults()
-    encoder = encoder_class(**bound.arguments)
-    encoder.name = name
-    encoder.config = dict(bound.arguments)
-    return encoder
+    module = of_class(**bound.arguments)
+    module.name = name
+    module.config = dict(bound.arguments)
+    return module
 
 
-__all__ = ["MODELS", "build", "find", "needs"]
+__all__ = ["MODELS", "TARGET_ENCODERS", "build", "build_target", "find", "find_target", "needs"]

@@ -24,6 +24,22 @@ class Encoder(nn.Module):
     config: dict[str, Any]
 
 
+class TargetEncoder(nn.Module):
+    """Map features of the sound (N, F, T) to what an encoder estimates (N, n_outputs, T); trained jointly with it.
+
+    Attributes
+    ----------
+    n_outputs : int
+        The ``n_features`` of the encoder.
+    name, config : str, dict
+        What ``models.build_target`` made it from.
+    """
+
+    n_outputs: int
+    name: str = ""
+    config: dict[str, Any]
+
+
 def check_inputs(signal: Tensor, positions: Tensor, subject: Tensor, channel_mask: Tensor | None) -> None:
     """Raise ValueError where the shapes of an encoder's inputs do not belong together."""
     if signal.ndim != 3:

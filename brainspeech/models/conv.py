@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .base import Encoder, check_inputs, silence_absent
-from .layers import ConvBlock, SpatialAttention, SubjectLayer
+from .layers import Conv1d, SpatialAttention, SubjectEmbedding, SubjectLayer, lay_out, stack_blocks
 
 
 class ConvEncoder(Encoder):
@@ -13,7 +13,8 @@ class ConvEncoder(Encoder):
 
     The brain module of [1] (Défossez et al. 2023, Methods, "Brain module"): spatial attention, a 1x1 convolution, the subject layer,
     residual dilated convolutions with GLUs in between, and two 1x1 convolutions. The defaults are those of [1]: 7,596,754 parameters
-    and 72,900 for each subject (F = 1024), a receptive field of 135 samples. Length T is kept.
+    and 72,900 for each subject (F = 1024), a receptive field of 135 samples. Length T is kept. What [1] left out, one part at a time,
+    are options.
 
     Parameters
     ----------
@@ -43,12 +44,24 @@ class ConvEncoder(Encoder):
         Only without spatial attention.
     spatial_dropout : float
         Radius, on the unit square, within which channels are left out in training; 0 turns it off.
+    initial : bool
+        False: no 1x1 convolution before the subject layer. Without spatial attention too, the channels are the virtual channels.
     subject_layer : bool
-        False: nothing depends on the subject.
+        False: nothing depends on the subject, unless there is a subject embedding.
+    subject_embedding : int
+        Numbers of a vector for each subject that stands in for the subject layer: after the initial convolution it is added to the
+        virtual channels, the same at every sample. 64 in [1]; 0 for none.
     generic_subject : bool
-        Learn a layer for subjects that were not in the training set, which otherwise get the average of all layers.
+        Learn a layer (or vector) for subjects that were not in the training set, which otherwise get the average of all.
     subject_dropout : float
         Share of training segments that train the generic layer; only with `generic_subject`.
+    activation : {"gelu", "relu"}
+        Of the residual convolutions and of the head.
+    skips : bool
+        False: no residual connections.
+    head : bool
+        False: no 1x1 convolutions at the end. The last residual convolution then puts out F features itself, without norm, activation and
+        residual, and its GLU works on F.
 
     References
     ----------
@@ -72,43 +85,55 @@ class ConvEncoder(Encoder):
         spatial_attention: bool = True,
         n_channels: int | None = None,
         spatial_dropout: float = 0.2,
+        initial: bool = True,
         subject_layer: bool = True,
+        subject_embedding: int = 0,
         generic_subject: bool = False,
         subject_dropout: float = 0.1,
+        activation: str = "gelu",
+        skips: bool = True,
+        head: bool = True,
     ) -> None:
         super().__init__()
-        if kernel % 2 == 0:
-            raise ValueError(f"The kernel must be odd so that the length stays, got {kernel}.")
-        if depth < 1 or dilation_period < 1:
-            raise ValueError(f"Depth and dilation period must be at least 1, got {depth} and {dilation_period}.")
         if spatial_attention != (n_channels is None):
             raise ValueError(
                 f"n_channels is given if and only if there is no spatial attention, got spatial_attention={spatial_attention}, "
                 f"n_channels={n_channels}."
             )
-        if generic_subject and not subject_layer:
+        if subject_layer and subject_embedding:
+            raise ValueError("A subject embedding stands in for the subject layer: set subject_layer=False, or subject_embedding=0.")
+        if subject_embedding < 0:
+            raise ValueError(f"subject_embedding is a size, or 0 for none, got {subject_embedding}.")
+        if generic_subject and not (subject_layer or subject_embedding):
             raise ValueError("A generic subject needs the subject layer: set subject_layer=True.")
+        if not head and head_width is not None:
+            raise ValueError(f"head_width is the width of the head, but head=False, got {head_width}.")
+        self.n_channels = n_channels
         self.spatial_attention = (
             SpatialAttention(n_virtual, n_harmonics=n_harmonics, dropout_radius=spatial_dropout) if spatial_attention else None
         )
-        self.initial = nn.Conv1d(n_virtual if n_channels is None else n_channels, n_virtual, 1)
-        self.subject_layer = (
-            SubjectLayer(n_subjects, n_virtual, n_virtual, generic=generic_subject, dropout=subject_dropout) if subject_layer else None
-        )
-        self.blocks = nn.Sequential(
-            *(
-                ConvBlock(
-                    n_virtual if index == 0 else hidden,
-                    hidden,
-                    kernel=kernel,
-                    dilation=2 ** (index % dilation_period),
-                    glu=glu_every > 0 and (index + 1) % glu_every == 0,
-                )
-                for index in range(depth)
-            )
+        width = n_virtual if n_channels is None else n_channels
+        self.initial = Conv1d(width, n_virtual, 1) if initial else None
+        width = n_virtual if initial else width
+        self.subject_layer: SubjectLayer | SubjectEmbedding | None = None
+        if subject_layer:
+            self.subject_layer = SubjectLayer(n_subjects, width, width, generic=generic_subject, dropout=subject_dropout)
+        elif subject_embedding:
+            self.subject_layer = SubjectEmbedding(n_subjects, subject_embedding, generic=generic_subject, dropout=subject_dropout)
+        self.blocks = stack_blocks(
+            width + subject_embedding,
+            hidden,
+            depth=depth,
+            kernel=kernel,
+            dilation_period=dilation_period,
+            glu_every=glu_every,
+            activation=activation,
+            skips=skips,
+            n_outputs=None if head else n_features,
         )
         width = 2 * hidden if head_width is None else head_width
-        self.head = nn.Sequential(nn.Conv1d(hidden, width, 1), nn.GELU(), nn.Conv1d(width, n_features, 1))
+        between = nn.GELU() if activation == "gelu" else nn.ReLU()
+        self.head = nn.Sequential(Conv1d(hidden, width, 1), between, Conv1d(width, n_features, 1)) if head else None
 
     @property
     def n_unplaced(self) -> int:
@@ -143,10 +168,12 @@ class ConvEncoder(Encoder):
         if self.spatial_attention is not None:
             hidden = self.spatial_attention(signal, positions, channel_mask)
         else:
-            if signal.shape[1] != self.initial.in_channels:
-                raise ValueError(f"Without spatial attention the encoder takes {self.initial.in_channels} channels, got {signal.shape[1]}.")
+            if signal.shape[1] != self.n_channels:
+                raise ValueError(f"Without spatial attention the encoder takes {self.n_channels} channels, got {signal.shape[1]}.")
             hidden = silence_absent(signal, channel_mask)
-        hidden = self.initial(hidden)
+        if self.initial is not None:
+            hidden = self.initial(hidden)
         if self.subject_layer is not None:
             hidden = self.subject_layer(hidden, subject)
-        return self.head(self.blocks(hidden))
+        hidden = self.blocks(lay_out(hidden))
+        return (hidden if self.head is None else self.head(hidden)).contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,56 @@ from torch.nn import functional
 from .base import check_subjects
 
 logger = logging.getLogger(__name__)
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu": functional.relu}
+
+
+# Where convolutions are faster with the channels of a sample next to each other in memory. The only place where the device decides.
+CHANNELS_INNERMOST = ("cpu",)
+
+
+def lay_out(signal: Tensor) -> Tensor:
+    """Lay a signal (B, C, T) out in memory as its device computes fastest; layers and elementwise functions keep the layout."""
+    return signal.transpose(1, 2).contiguous().transpose(1, 2) if signal.device.type in CHANNELS_INNERMOST else signal
+
+
+def is_channels_innermost(signal: Tensor) -> bool:
+    """Whether a signal (B, C, T) is laid out with channels innermost, and is better computed so."""
+    return signal.ndim == 3 and signal.stride(1) == 1 and signal.device.type in CHANNELS_INNERMOST
+
+
+class Conv1d(nn.Conv1d):
+    """A convolution over time that keeps channels innermost in memory where they are.
+
+    PyTorch's own puts them outermost again on every call. As images of one row they stay where they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, n_inputs, T) to (B, n_outputs, T)."""
+        if not is_channels_innermost(input):
+            return super().forward(input)
+        padding, dilation = (0, int(self.padding[0])), (1, self.dilation[0])
+        return functional.conv2d(input.unsqueeze(2), self.weight.unsqueeze(2), self.bias, padding=padding, dilation=dilation).squeeze(2)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """Batch norm over segments and times; like ``Conv1d``, quick where channels lie innermost."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim not in (3, 4):
+            raise ValueError(f"Batch norm takes (B, C, T), got {tuple(input.shape)}.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, C, T) to (B, C, T)."""
+        return super().forward(input.unsqueeze(2)).squeeze(2) if is_channels_innermost(input) else super().forward(input)
+
+
+def glu(signal: Tensor) -> Tensor:
+    """Gate one half of the channels (B, 2C, T) with the other, (B, C, T)."""
+    if not is_channels_innermost(signal):
+        return functional.glu(signal, dim=1)
+    # Over dimension 1 PyTorch writes result and gradient in the other layout, and copies follow.
+    return functional.glu(signal.transpose(1, 2), dim=2).transpose(1, 2)
 
 
 class SpatialAttention(nn.Module):
@@ -121,33 +172,29 @@ class SpatialAttention(nn.Module):
         return torch.bmm(weights.to(signal.dtype).index_select(0, layout), signal)
 
 
-class SubjectLayer(nn.Module):
-    """Mix channels with a matrix of the segment's own subject: y = W_s^T x, without bias.
-
-    The subject layer of [1] (Défossez et al. 2023, Methods, "Subject layer"). A subject that was not in the training set (-1) gets the
-    average of all matrices or, with `generic`, one more matrix that is learned on a share `dropout` of the training segments.
+class SubjectTable(nn.Module):
+    """One entry per subject; a subject that was not in the training set (-1) gets the average of all entries.
 
     Parameters
     ----------
-    n_subjects : int
-    n_inputs, n_outputs : int
+    entries : Tensor, shape (S, ...), or (S + 1, ...) with `generic`
+        What is learned, at the start.
     generic : bool
-        Learn a matrix for unseen subjects; not in [1].
+        Learn one more entry for unseen subjects, the last one, on a share `dropout` of the training segments; not in [1] (Défossez et al.
+        2023).
     dropout : float
-        Share of training segments that use the generic matrix instead of their own; only with `generic`.
+        Share of training segments that use the generic entry instead of their own; only with `generic`.
     """
 
-    def __init__(self, n_subjects: int, n_inputs: int, n_outputs: int, *, generic: bool = False, dropout: float = 0.1) -> None:
+    def __init__(self, entries: Tensor, *, generic: bool, dropout: float) -> None:
         super().__init__()
-        if n_subjects < 1:
-            raise ValueError(f"A subject layer needs at least one subject, got n_subjects={n_subjects}.")
-        self.n_subjects = n_subjects
+        self.n_subjects = len(entries) - generic
         self.generic = generic
         self.dropout = dropout
-        self.weight = nn.Parameter(torch.randn(n_subjects + generic, n_inputs, n_outputs) / math.sqrt(n_inputs))
+        self.weight = nn.Parameter(entries)
 
-    def forward(self, signal: Tensor, subject: Tensor) -> Tensor:
-        """Map signal (B, n_inputs, T) to (B, n_outputs, T)."""
+    def select(self, subject: Tensor) -> Tensor:
+        """Give the entry of each segment's subject (B, ...)."""
         unseen = check_subjects(subject, self.n_subjects)
         if self.generic and self.training and self.dropout > 0:
             subject = subject.masked_fill(torch.rand(subject.shape, device=subject.device) < self.dropout, -1)
@@ -155,12 +202,61 @@ class SubjectLayer(nn.Module):
         if unseen and not self.generic:
             table = torch.cat([table, table.mean(0, keepdim=True)])
         # index_select, not indexing: its backward is far faster on a CPU
-        weight = table.index_select(0, torch.where(subject < 0, self.n_subjects, subject))
-        return torch.bmm(weight.transpose(1, 2).to(signal.dtype), signal)
+        return table.index_select(0, torch.where(subject < 0, self.n_subjects, subject))
+
+
+def _check_n_subjects(n_subjects: int) -> None:
+    if n_subjects < 1:
+        raise ValueError(f"A subject layer needs at least one subject, got n_subjects={n_subjects}.")
+
+
+class SubjectLayer(SubjectTable):
+    """Mix channels with a matrix of the segment's own subject: y = W_s^T x, without bias.
+
+    The subject layer of [1] (Défossez et al. 2023, Methods, "Subject layer").
+
+    Parameters
+    ----------
+    n_subjects : int
+    n_inputs, n_outputs : int
+    generic, dropout : bool, float
+        See ``SubjectTable``, also for what an unseen subject gets.
+    """
+
+    def __init__(self, n_subjects: int, n_inputs: int, n_outputs: int, *, generic: bool = False, dropout: float = 0.1) -> None:
+        _check_n_subjects(n_subjects)
+        entries = torch.randn(n_subjects + generic, n_inputs, n_outputs) / math.sqrt(n_inputs)
+        super().__init__(entries, generic=generic, dropout=dropout)
+
+    def forward(self, signal: Tensor, subject: Tensor) -> Tensor:
+        """Map signal (B, n_inputs, T) to (B, n_outputs, T)."""
+        return torch.bmm(self.select(subject).transpose(1, 2).to(signal.dtype), signal)
+
+
+class SubjectEmbedding(SubjectTable):
+    """Add a learned vector of the segment's own subject to its channels, the same at every sample.
+
+    What [1] (Défossez et al. 2023) compares the subject layer with; entries start as standard normal numbers.
+
+    Parameters
+    ----------
+    n_subjects, size : int
+    generic, dropout : bool, float
+        See ``SubjectTable``, also for what an unseen subject gets.
+    """
+
+    def __init__(self, n_subjects: int, size: int, *, generic: bool = False, dropout: float = 0.1) -> None:
+        _check_n_subjects(n_subjects)
+        super().__init__(torch.randn(n_subjects + generic, size), generic=generic, dropout=dropout)
+
+    def forward(self, signal: Tensor, subject: Tensor) -> Tensor:
+        """Map signal (B, C, T) to (B, C + size, T)."""
+        vector = self.select(subject).to(signal.dtype)
+        return torch.cat([signal, vector[:, :, None].expand(-1, -1, signal.shape[2])], dim=1)
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm, GELU, residual where the widths agree; then, where asked for, a convolution with a GLU.
+    """Convolution, batch norm, activation, residual where the widths agree; then, where asked for, a convolution with a GLU.
 
     Parameters
     ----------
@@ -170,18 +266,84 @@ class ConvBlock(nn.Module):
     dilation : int
     glu : bool
         Add a convolution of kernel 3 to twice the width and a gated linear unit, without norm or residual.
+    activation : {"gelu", "relu"}
+    skip : bool
+        False: no residual.
+    linear : bool
+        The convolution alone, without norm, activation and residual, before the GLU.
     """
 
-    def __init__(self, n_inputs: int, n_outputs: int, *, kernel: int, dilation: int, glu: bool) -> None:
+    def __init__(
+        self,
+        n_inputs: int,
+        n_outputs: int,
+        *,
+        kernel: int,
+        dilation: int,
+        glu: bool,
+        activation: str = "gelu",
+        skip: bool = True,
+        linear: bool = False,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(n_inputs, n_outputs, kernel, dilation=dilation, padding=dilation * (kernel // 2))
-        self.norm = nn.BatchNorm1d(n_outputs)
-        self.glu = nn.Conv1d(n_outputs, 2 * n_outputs, 3, padding=1) if glu else None
-        self.residual = n_inputs == n_outputs
+        self.conv = Conv1d(n_inputs, n_outputs, kernel, dilation=dilation, padding=dilation * (kernel // 2))
+        self.norm = None if linear else BatchNorm1d(n_outputs)
+        self.glu = Conv1d(n_outputs, 2 * n_outputs, 3, padding=1) if glu else None
+        self.activation = ACTIVATIONS[activation]
+        self.residual = skip and not linear and n_inputs == n_outputs
 
     def forward(self, signal: Tensor) -> Tensor:
         """Map (B, n_inputs, T) to (B, n_outputs, T)."""
-        hidden = functional.gelu(self.norm(self.conv(signal)))
+        hidden = self.conv(signal)
+        if self.norm is not None:
+            hidden = self.activation(self.norm(hidden))
         if self.residual:
             hidden = hidden + signal
-        return hidden if self.glu is None else functional.glu(self.glu(hidden), dim=1)
+        return hidden if self.glu is None else glu(self.glu(hidden))
+
+
+def stack_blocks(
+    n_inputs: int,
+    hidden: int,
+    *,
+    depth: int,
+    kernel: int,
+    dilation_period: int,
+    glu_every: int,
+    activation: str = "gelu",
+    skips: bool = True,
+    n_outputs: int | None = None,
+) -> nn.Sequential:
+    """Stack the dilated convolutions of [1] (Défossez et al. 2023), `depth` of them, with dilations 1, 2, 4 ... 2**(period - 1), and again.
+
+    With `n_outputs` the last one goes to that width and is linear; its GLU, where it has one, works on that width.
+
+    Raises
+    ------
+    ValueError
+        If the kernel is even, depth or dilation period are below 1, or the activation has no such name.
+    """
+    if kernel % 2 == 0:
+        raise ValueError(f"The kernel must be odd so that the length stays, got {kernel}.")
+    if depth < 1 or dilation_period < 1:
+        raise ValueError(f"Depth and dilation period must be at least 1, got {depth} and {dilation_period}.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"The activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
+    widths = [n_inputs] + [hidden] * depth
+    if n_outputs is not None:
+        widths[-1] = n_outputs
+    return nn.Sequential(
+        *(
+            ConvBlock(
+                widths[index],
+                widths[index + 1],
+                kernel=kernel,
+                dilation=2 ** (index % dilation_period),
+                glu=glu_every > 0 and (index + 1) % glu_every == 0,
+                activation=activation,
+                skip=skips,
+                linear=n_outputs is not None and index == depth - 1,
+            )
+            for index in range(depth)
+        )
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from brainspeech import models
+from brainspeech import hub, models
 
 N_SUBJECTS, N_FEATURES, N_CHANNELS, N_TIMES = 3, 6, 5, 40
 SMALL: dict[str, dict[str, Any]] = {
@@ -16,13 +16,28 @@ SMALL: dict[str, dict[str, Any]] = {
     "conv": {"n_virtual": 8, "hidden": 10, "depth": 4, "n_harmonics": 4},
     "linear_clip": {"n_channels": N_CHANNELS, "lags": range(-6, 13, 3), "rank": 4},
 }
-every_model = pytest.mark.parametrize("name", sorted(models.MODELS))
+# The paper's ablations must keep what every encoder keeps.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "subject embedding": {"subject_layer": False, "subject_embedding": 3},
+    "no initial": {"initial": False},
+    "no skips": {"skips": False},
+    "relu": {"activation": "relu"},
+    "no glu": {"glu_every": 0},
+    "no head": {"head": False},
+    "no spatial dropout": {"spatial_dropout": 0.0},
+    "no spatial attention": {"spatial_attention": False, "n_channels": N_CHANNELS},
+    "channels alone": {"spatial_attention": False, "n_channels": N_CHANNELS, "initial": False},
+}
+CASES = {name: (name, SMALL[name]) for name in sorted(models.MODELS)}
+CASES |= {f"conv, {case}": ("conv", SMALL["conv"] | options) for case, options in ABLATIONS.items()}
+every_model = pytest.mark.parametrize("name", CASES)
 
 
 def make_encoder(name, **config):
     torch.manual_seed(0)
-    options = {"n_subjects": N_SUBJECTS, "n_features": N_FEATURES, **SMALL[name], **config}
-    return models.build(name, **options).eval()
+    model, options = CASES[name]
+    options = {"n_subjects": N_SUBJECTS, "n_features": N_FEATURES, **options, **config}
+    return models.build(model, **options).eval()
 
 
 def make_inputs(n_segments=4, seed=1):
@@ -67,11 +82,23 @@ def test_saved_is_loaded(name):
     assert torch.equal(again(*inputs), encoder(*inputs))
 
 
+@pytest.mark.parametrize("case", ABLATIONS)
+def test_saved_in_a_folder_is_loaded(case, tmp_path):
+    inputs = make_inputs()
+    encoder = make_encoder(f"conv, {case}").train()
+    encoder(*inputs)
+    encoder.eval()
+    hub.save(tmp_path / "model", encoder, config={})
+    again = hub.load(tmp_path / "model").module
+    assert again.config == encoder.config
+    assert torch.equal(again(*inputs), encoder(*inputs))
+
+
 @every_model
 def test_config_keeps_the_defaults(name):
     encoder = make_encoder(name)
     assert encoder.config["n_subjects"] == N_SUBJECTS
-    assert set(SMALL[name]) < set(encoder.config)
+    assert set(CASES[name][1]) < set(encoder.config)
     json.dumps({key: list(value) if isinstance(value, range) else value for key, value in encoder.config.items()})
 
 
@@ -80,6 +107,19 @@ def test_subject_matters(name):
     signal, positions, subject = make_inputs()
     encoder = make_encoder(name)
     assert not torch.allclose(encoder(signal, positions, subject), encoder(signal, positions, (subject + 1) % N_SUBJECTS))
+
+
+@every_model
+def test_unseen_subject_is_a_subject_of_its_own(name):
+    """Finite, the same for every unseen segment, and unlike that of any subject of the training set."""
+    signal, positions, _ = make_inputs()
+    encoder = make_encoder(name)
+    unseen = encoder(signal, positions, torch.full((4,), -1))
+    assert unseen.isfinite().all()
+    for subject in range(N_SUBJECTS):
+        assert not torch.allclose(encoder(signal, positions, torch.full((4,), subject)), unseen)
+    mixed = encoder(signal, positions, torch.tensor([0, -1, 1, -1]))
+    torch.testing.assert_close(mixed[1::2], unseen[1::2], atol=1e-5, rtol=1e-4)
 
 
 @every_model
