@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brainspeech import evaluate, features, flow, ideal, recipe, retrieval, rows
+from brainspeech import features, flow, ideal, prediction, recipe, retrieval, rows
 from brainspeech.cache import Cache
 from brainspeech.records import Segment
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, cache: Cache, *, snr_db: float, fractions: tup
     )
     prepared = flow.prepare(constants, None, cache, progress=False)
     (fold,) = flow.segment(constants, prepared)
-    test = evaluate.TestSet.from_segments([s for s in fold.segments if s.split == "test"])
+    test = prediction.TestSet.from_segments([s for s in fold.segments if s.split == "test"])
     tracks, _ = features.compute_tracks(
         prepared.feature,
         features.intervals(fold.segments),

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from brainspeech import retrieval, statistics
+from brainspeech import lexicon, retrieval, statistics
+from brainspeech.prediction import TestSet, place
 from brainspeech.records import Segment
+from brainspeech.scorers import SCORERS, check_names
 
 CONTROLS = ("noise", "shuffled")
+SCORED = ("encoder", "shuffled")  # rows that scorers are applied to
 LEAK = 0.001  # a control whose p is below this is above chance
 FEW_BLOCKS = 11  # 2^10 swaps cannot reach p < 0.001, so with fewer blocks candidates are permuted instead
 FEW_CANDIDATES = 20  # top-10 of so few is near 1 for everyone: the mean rank is tested instead
@@ -32,127 +33,15 @@ MEANINGS = {
     "block_oracle": "reference, not fitted: knows the right block and guesses inside it",
     "constant": "reference: the best estimate that never looks at the signal",
     "ideal": "simulation only: the response that was planted, decoded by those who know it",
+    "encoder_augment": "the same encoder, its scores averaged with those of slightly shifted, scaled and thinned copies of the signal",
+    "encoder_layers": "the same encoder, parts of the feature (layers) scored one by one and weighed on the validation split",
+    "encoder_other_subject": "the same encoder, minus what the layers of other subjects would say",
+    "encoder_hubness": "the same encoder, the popularity of each candidate among all test windows taken off; transductive: the ranks of a "
+    "window depend on the others, so this is no measure of a decoder that gets one window at a time",
+    "encoder_context": "the same encoder, the evidence of a window pooled with that of windows before and after it in its block: it "
+    "decides from more signal than one window",
+    **{f"shuffled_{scorer}": "control: `shuffled` under the same scorer; belongs at chance" for scorer in SCORERS},
 }
-
-
-@dataclass(frozen=True, eq=False)
-class TestSet:
-    """The windows that are scored and the candidates that they are scored against.
-
-    Parameters
-    ----------
-    subjects, recordings : list of str, length W
-        Of each window.
-    truth : array of int, shape (W,)
-        Column of each window's own candidate.
-    candidates : list of Segment, length N
-        Unique by ``stimulus_id``; sorted by the audio of the first span, then by time in that audio.
-    first : array of int, shape (N,)
-        The first window of each candidate: ``dataset.targets(test.first)`` are the candidates' features.
-    """
-
-    __test__: ClassVar[bool] = False  # not a test, whatever pytest makes of the name
-
-    subjects: list[str]
-    recordings: list[str]
-    truth: np.ndarray
-    candidates: list[Segment]
-    first: np.ndarray
-
-    @classmethod
-    def from_segments(cls, segments: Sequence[Segment]) -> TestSet:
-        """Collect the test windows; those of several folds, one after the other, share one pool of candidates.
-
-        Raises
-        ------
-        ValueError
-            If there is none, or one of the training split is among them.
-        """
-        if not segments:
-            raise ValueError("No test windows: the test split is empty. Raise segments.test_ratio, or check what was dropped.")
-        trained = [s for s in segments if s.split == "train"]
-        if trained:
-            raise ValueError(
-                f"{len(trained)} of {len(segments)} windows belong to the training split (first: {trained[0].recording} at "
-                f"{trained[0].onset:.2f} s). Pass the segments whose split is 'test'."
-            )
-        firsts: dict[str, int] = {}
-        for i, segment in enumerate(segments):
-            firsts.setdefault(segment.stimulus_id, i)
-        first = sorted(firsts.values(), key=lambda i: (*_place(segments[i]), i))
-        column = {segments[i].stimulus_id: j for j, i in enumerate(first)}
-        return cls(
-            subjects=[s.subject for s in segments],
-            recordings=[s.recording for s in segments],
-            truth=np.array([column[s.stimulus_id] for s in segments]),
-            candidates=[segments[i] for i in first],
-            first=np.array(first),
-        )
-
-    @property
-    def blocks(self) -> np.ndarray:
-        """Block of each candidate as a number, in order of appearance; shape (N,)."""
-        names = {block: k for k, block in enumerate(dict.fromkeys(c.block for c in self.candidates))}
-        return np.array([names[c.block] for c in self.candidates])
-
-
-def _place(segment: Segment) -> tuple[str, float]:
-    """Where a window starts: (audio, seconds in it); a window in which nothing is heard is placed in its recording."""
-    if not segment.spans:
-        return segment.recording, segment.onset
-    span = segment.spans[0]
-    return span.audio, span.start - span.onset
-
-
-@torch.inference_mode()
-def predict_scores(
-    encoder: nn.Module,
-    dataset: Any,
-    candidates: Tensor | np.ndarray,
-    *,
-    scores: Callable[[Tensor, Tensor], Tensor],
-    batch_size: int = 64,
-    device: str | torch.device = "cpu",
-) -> np.ndarray:
-    """Score every window of a dataset against the candidates, batch by batch, in float32; estimates are not kept.
-
-    Parameters
-    ----------
-    encoder : nn.Module
-        (signal, positions, subject, channel_mask) -> estimates (B, F, T). Left in the mode it came in.
-    dataset : SegmentDataset
-        W windows.
-    candidates : array, shape (N, F, T)
-    scores : callable
-        (estimates, candidates) -> (B, N), such as ``loss.scores``.
-
-    Returns
-    -------
-    array of float32, shape (W, N)
-    """
-    training = encoder.training
-    encoder.to(device).eval()
-    wanted = torch.as_tensor(candidates).to(device, torch.float32)
-    parts = []
-    try:
-        with torch.autocast(torch.device(device).type, enabled=False):
-            for start in range(0, len(dataset), batch_size):
-                batch = dataset.batch(np.arange(start, min(start + batch_size, len(dataset)))).to(device)
-                estimates = encoder(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask)
-                parts.append(scores(estimates.float(), wanted).float().cpu().numpy())
-    finally:
-        encoder.train(training)
-    if not parts:
-        raise ValueError("The dataset to score has no windows: the test split is empty.")
-    return np.concatenate(parts)
-
-
-def constant_scores(
-    mean_target: Tensor | np.ndarray, candidates: Tensor | np.ndarray, scores: Callable[[Tensor, Tensor], Tensor]
-) -> np.ndarray:
-    """Score the mean training target (F, T), an estimate that is the same for every window, against candidates (N, F, T); shape (N,)."""
-    estimate = torch.as_tensor(mean_target, dtype=torch.float32)[None]
-    return scores(estimate, torch.as_tensor(candidates, dtype=torch.float32))[0].detach().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -171,6 +60,18 @@ class EvaluateConfig:
         The k of the top-k accuracies.
     n_examples : int
         Test windows whose words are shown beside those of the five best candidates.
+    scorers : tuple of str
+        Names of ``scorers.SCORERS``: each adds a row ``encoder_X``, the encoder's scores put together in another way, and ``shuffled_X``.
+    context_width : float
+        Seconds before and after a window from which the scorer ``context`` may take evidence.
+    n_layers : int
+        Equal parts of the features that the scorer ``layers`` scores one by one, such as layers that are not averaged; 0 for none.
+    regression : tuple of str
+        Sets of ``lexicon.SETS`` that how well a stimulus is decoded is regressed on; none by default.
+    language, spacy_model : str
+        Of word frequencies, and of parts of speech and word vectors.
+    phrase_model : str
+        A transformers model for ``phrase_embedding``; empty: the mean of spaCy's word vectors.
     """
 
     n_bootstrap: int = 10_000
@@ -179,6 +80,13 @@ class EvaluateConfig:
     seed: int = 0
     topk: tuple[int, ...] = (1, 5, 10)
     n_examples: int = 8
+    scorers: tuple[str, ...] = ()
+    context_width: float = 6.0
+    n_layers: int = 0
+    regression: tuple[str, ...] = ()
+    language: str = "en"
+    spacy_model: str = "en_core_web_md"
+    phrase_model: str = ""
 
     def __post_init__(self) -> None:
         if not self.topk or min(self.topk) < 1:
@@ -187,6 +95,12 @@ class EvaluateConfig:
             raise ValueError(f"confidence is a fraction between 0 and 1, got {self.confidence}.")
         if self.n_bootstrap < 1 or self.n_permutations < 1:
             raise ValueError(f"At least one replicate is needed, got {self.n_bootstrap} and {self.n_permutations}.")
+        check_names(self.scorers)
+        lexicon.check(self.regression)
+        if not (math.isfinite(self.context_width) and self.context_width > 0):
+            raise ValueError(f"context_width is a positive number of seconds, got {self.context_width}.")
+        if self.n_layers < 0:
+            raise ValueError(f"n_layers is 0 or the number of layers that the feature stacks, got {self.n_layers}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,10 +266,10 @@ def evaluate(
             "within_block_rank": float(np.mean(within)),
             "n_ties": n_ties,
             "n_nan": n_nan,
-            "control": name in controls,
+            "control": name in controls or _split(name)[0] in controls,
             "meaning": (meanings or {}).get(name, MEANINGS.get(name, "")),
         }
-    tests, methods = _tests(scores, ranks, units, blocks, thin(test.candidates), config)
+    tests, methods = _tests(scores, ranks, units, test, config)
     for name, accuracies in _accuracies(ranks, units, n_candidates, config).items():
         table[name] = {**accuracies, **table[name], **tests[name]}
     table["block_oracle"] = _oracle(blocks, test.truth, config)
@@ -442,16 +356,16 @@ def _tests(
     scores: Mapping[str, Sequence[np.ndarray]],
     ranks: Mapping[str, np.ndarray],
     units: _Units,
-    blocks: np.ndarray,
-    kept: np.ndarray,
+    test: TestSet,
     config: EvaluateConfig,
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
     """Compute the p values of every row, and say in words how.
 
-    ``kept`` are stimuli that do not overlap. Only they are exchanged: where windows overlap by irregular amounts, as at word onsets, an
-    exchange breaks the pattern of overlaps that estimates and candidates share, and the true pairing varies more than any exchanged one.
-    They are still ranked among all candidates.
+    Only stimuli that do not overlap are exchanged: where windows overlap by irregular amounts, as at word onsets, an exchange breaks the
+    pattern of overlaps that estimates and candidates share, and the true pairing varies more than any exchanged one. They are still ranked
+    among all candidates. Rows that pool windows share more than overlaps, so fewer of their stimuli are exchanged (see `_reach`).
     """
+    blocks = test.blocks
     k, n_candidates = max(config.topk), len(blocks)
     by_rank = n_candidates <= FEW_CANDIDATES
     statistic = "mean rank" if by_rank else f"top-{k} accuracy"
@@ -467,34 +381,62 @@ def _tests(
             local = np.mean([statistics.column_ranks(s[np.ix_(windows, columns)]) for s in per_seed], 0)
             inside[row][np.ix_(columns, columns)] = -statistics.by_stimulus(local, own)
     n, seed = config.n_permutations, config.seed
-    matrices = np.stack(overall)[:, kept][:, :, kept]
-    kept_blocks = np.unique(blocks[kept], return_inverse=True)[1]
-    above_chance = statistics.permutation_p(matrices, statistics.shuffled_blocks(kept_blocks, n, seed=seed))
-    within = statistics.permutation_p(inside[:, kept][:, :, kept], statistics.shifted_within_blocks(kept_blocks, n, seed=seed))
-    testable = np.bincount(kept_blocks).max() > 1  # else no block holds two segments that do not overlap
+    names = list(scores)
+    apart = {reach: thin(test.candidates, reach) for reach in {0.0} | {_reach(name, config) for name in names}}
+
+    def exchange(matrices: Sequence[np.ndarray], rows: Sequence[str], draw: Callable[..., Iterator[np.ndarray]]) -> dict[str, float]:
+        """Permute the stimuli of each row that share nothing."""
+        found: dict[str, float] = {}
+        for reach, kept in apart.items():
+            mine = [i for i, name in enumerate(rows) if _reach(name, config) == reach]
+            if mine:
+                kept_blocks = np.unique(blocks[kept], return_inverse=True)[1]
+                part = np.stack([matrices[i][np.ix_(kept, kept)] for i in mine])
+                found |= {
+                    rows[i]: float(p) for i, p in zip(mine, statistics.permutation_p(part, draw(kept_blocks, n, seed=seed)), strict=True)
+                }
+        return found
+
+    above_chance = exchange(overall, names, statistics.shuffled_blocks)
+    within = exchange(list(inside), names, statistics.shifted_within_blocks)
+    # else no block holds two segments that share nothing
+    testable = {reach: np.unique(blocks[kept], return_counts=True)[1].max() > 1 for reach, kept in apart.items()}
     out: dict[str, dict[str, float | None]] = {
-        name: {"p_above_chance": float(above_chance[i]), "p_above_shuffled": None, "p_within_block": float(within[i]) if testable else None}
-        for i, name in enumerate(scores)
+        name: {
+            "p_above_chance": above_chance[name],
+            "p_above_shuffled": None,
+            "p_within_block": within[name] if testable[_reach(name, config)] else None,
+        }
+        for name in names
     }
+    n_kept = len(apart[0.0])
     methods = {
-        "p_above_chance": f"One-sided test of the {statistic} on {len(kept)} segments that do not overlap, ranked among all candidates: "
+        "p_above_chance": f"One-sided test of the {statistic} on {n_kept} segments that do not overlap, ranked among all candidates: "
         "blocks in random order, then the list rolled, the same for all subjects; hubs stay hubs "
-        f"({n:,} draws; the smallest p there can be is about {_smallest_p(units.shape[1], len(kept), n):.2g}).",
+        f"({n:,} draws; the smallest p there can be is about {_smallest_p(units.shape[1], n_kept, n):.2g}).",
         "p_within_block": "One-sided test of the mean rank among the candidates of the same block, on the same segments, against circular "
         f"shifts inside blocks ({n:,} draws).",
     }
+    pooled = [name for name in names if _reach(name, config)]
+    if pooled:
+        kept = apart[config.context_width]
+        methods["p_context"] = (
+            f"Rows that pool neighbouring windows ({', '.join(f'`{name}`' for name in pooled)}) are tested on {len(kept)} segments that no "
+            f"window within {config.context_width:g} s of both has a part in; the smallest p > chance there can be is about "
+            f"{_smallest_p(units.shape[1], len(kept), n):.2g}."
+        )
     if "shuffled" in ranks:
         credit = {name: (-r if by_rank else r < k).mean(0) for name, r in ranks.items()}  # (W,)
-        gain = {name: credit[name] - credit["shuffled"] for name in credit if name != "shuffled"}
+        against = {name: _control_of(name, names) for name in names if _split(name)[0] != "shuffled"}
         few = units.shape[1] < FEW_BLOCKS
-        names = list(scores)
-        if gain and few:
-            gains = np.stack([matrices[names.index(name)] - matrices[names.index("shuffled")] for name in gain])
-            p = statistics.permutation_p(gains, statistics.shuffled_blocks(kept_blocks, n, seed=seed))
-        elif gain:
-            p = statistics.swap_p(np.stack([np.bincount(units.block, weights=g) for g in gain.values()]), n_permutations=n, seed=seed)
-        for name, value in zip(gain, p if gain else (), strict=True):
-            out[name]["p_above_shuffled"] = float(value)
+        if against and few:
+            gains = [overall[names.index(name)] - overall[names.index(control)] for name, control in against.items()]
+            p = exchange(gains, list(against), statistics.shuffled_blocks)
+        elif against:
+            gains = [np.bincount(units.block, weights=credit[name] - credit[control]) for name, control in against.items()]
+            p = dict(zip(against, map(float, statistics.swap_p(np.stack(gains), n_permutations=n, seed=seed)), strict=True))
+        for name in against:
+            out[name]["p_above_shuffled"] = p[name]
         n_blocks = units.shape[1]
         methods["p_above_shuffled"] = f"One-sided paired test of the {statistic} against the row `shuffled`: " + (
             f"the gain over it, with candidates exchanged as for p > chance ({n_blocks} blocks are too few to swap the two rows)."
@@ -502,7 +444,28 @@ def _tests(
             else f"the two rows swapped at random in each of {n_blocks} blocks, all subjects together "
             f"({n:,} draws; the smallest p there can be is about {max(2.0**-n_blocks, 1 / (n + 1)):.2g})."
         )
+        if any(control != "shuffled" for control in against.values()):
+            methods["p_above_shuffled"] += " A scorer's row is compared with `shuffled` under the same scorer."
     return out, methods
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Give the row and the scorer that a row's name is made of; the scorer is empty where there is none."""
+    for scorer in SCORERS:
+        row = name.removesuffix(f"_{scorer}")
+        if row in SCORED and row != name:
+            return row, scorer
+    return name, ""
+
+
+def _control_of(name: str, names: Sequence[str]) -> str:
+    control = f"shuffled_{_split(name)[1]}"
+    return control if control in names else "shuffled"
+
+
+def _reach(name: str, config: EvaluateConfig) -> float:
+    """Seconds by which a row's scores reach beyond their window: two windows that share a neighbour are right or wrong together."""
+    return config.context_width if _split(name)[1] == "context" else 0.0
 
 
 def _smallest_p(n_blocks: int, n_candidates: int, n: int) -> float:
@@ -528,18 +491,25 @@ def _oracle(blocks: np.ndarray, truth: np.ndarray, config: EvaluateConfig) -> di
     }
 
 
-def thin(candidates: Sequence[Segment]) -> np.ndarray:
-    """Keep candidates, earliest first, so that no two that are kept share a moment of the same audio; gives their columns."""
+def thin(candidates: Sequence[Segment], reach: float = 0.0) -> np.ndarray:
+    """Keep candidates, earliest first, so that no two that are kept share a moment of the same audio; gives their columns.
+
+    With ``reach``, what is shared includes so many seconds before and after a candidate inside its block.
+    """
     kept: list[int] = []
-    taken: dict[str, list[tuple[float, float]]] = {}
+    taken: dict[str, list[tuple[float, float, str]]] = {}
     for i, segment in enumerate(candidates):
         heard = [(s.audio, max(s.start, s.start - s.onset), min(s.stop, s.start - s.onset + segment.duration)) for s in segment.spans]
         heard = heard or [(segment.recording, segment.onset, segment.onset + segment.duration)]
-        if any(start < stop2 - 1e-6 and start2 < stop - 1e-6 for audio, start, stop in heard for start2, stop2 in taken.get(audio, [])):
+        if any(
+            max(start, start2) < min(stop, stop2) - 1e-6 + 2 * reach * (block == segment.block)
+            for audio, start, stop in heard
+            for start2, stop2, block in taken.get(audio, [])
+        ):
             continue
         kept.append(i)
         for audio, start, stop in heard:
-            taken.setdefault(audio, []).append((start, stop))
+            taken.setdefault(audio, []).append((start, stop, segment.block))
     return np.array(kept)
 
 
@@ -610,7 +580,7 @@ def _examples(scores: np.ndarray, ranks: np.ndarray, test: TestSet, config: Eval
 
 
 def _words(segment: Segment) -> str:
-    audio, start = _place(segment)
+    audio, start = place(segment)
     return segment.text or f"{audio}, {start:.1f} to {start + segment.duration:.1f} s"
 
 

@@ -38,7 +38,7 @@ VERSION = 1
 
 
 class Wav2Vec2(Feature):
-    """Mean of some hidden states of a wav2vec2 network at 50 Hz, no gradient, nothing trained.
+    """Hidden states of a wav2vec2 network at 50 Hz, averaged over some layers, no gradient, nothing trained.
 
     As in [1] (Défossez et al. 2023; layers as in the released code, which averages five, not the last four): channels averaged, 16 kHz,
     the whole cut sound normalised to zero mean and unit variance as the published feature extractor does.
@@ -59,12 +59,14 @@ class Wav2Vec2(Feature):
         read). What the local cache has is used without asking the network; HF_HUB_OFFLINE=1 never asks it.
     layers : sequence of int
         Hidden states to average: 0 is the input of the first layer, k the output of layer k, that of the last after the final norm.
+    average : bool
+        False: the layers are stacked along the features instead, in the order of `layers`, (n_layers x hidden_size, n_frames).
     revision : str
         Branch, tag or commit on the hub. A commit is its own identity: with it, cached tracks open where the model is not at hand.
     device : str, optional
         Such as ``"cuda:1"``; by default the GPU if there is one. No part of the cache key.
     dtype : {"float32", "bfloat16", "float16"}
-        Precision of the network; the mean is float32.
+        Precision of the network; what comes out is float32.
     random : bool
         Untrained network of the same architecture: a control.
     seed : int
@@ -79,6 +81,7 @@ class Wav2Vec2(Feature):
         model: str | Path = XLSR_53,
         layers: Sequence[int] = (14, 15, 16, 17, 18),
         *,
+        average: bool = True,
         revision: str = "main",
         device: str | None = None,
         dtype: str = "float32",
@@ -91,6 +94,7 @@ class Wav2Vec2(Feature):
             raise ValueError(f"layers must be distinct numbers from 0 (the input of the first layer), got {list(layers)}.")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        self.average = bool(average)
         self.revision, self.device, self.dtype, self.random, self.seed = revision, device, dtype, bool(random), int(seed)
         self._network: Wav2Vec2Model | None = None
 
@@ -107,6 +111,7 @@ class Wav2Vec2(Feature):
             out |= {"model": self.model, "identity": self._commit()}
         else:
             out |= {"identity": file_identity(self._folder)}
+        out |= {} if self.average else {"average": False}  # averages keep the key that they have always had
         return out | ({"random": True, "seed": self.seed} if self.random else {})
 
     def check(self, stimulus: np.ndarray, sfreq: float) -> list[str]:
@@ -146,9 +151,10 @@ class Wav2Vec2(Feature):
         states = list(outputs.hidden_states)
         # transformers 4 gives the last one after the final norm, transformers 5 before it.
         states[-1] = outputs.last_hidden_state
-        mean = torch.stack([states[layer].float() for layer in self.layers]).mean(0)  # (B, n_frames, F)
+        chosen = [states[layer].float() for layer in self.layers]
+        kept = torch.stack(chosen).mean(0) if self.average else torch.cat(chosen, 2)  # (B, n_frames, F)
         n_frames = (n_samples - SHORTEST) // STRIDE + 1
-        return [one[:n].T.contiguous().cpu().numpy() for one, n in zip(mean, n_frames, strict=True)]
+        return [one[:n].T.contiguous().cpu().numpy() for one, n in zip(kept, n_frames, strict=True)]
 
     @property
     def _folder(self) -> Path | None:
@@ -194,7 +200,7 @@ class Wav2Vec2(Feature):
             network.encoder.layers = network.encoder.layers[: max(self.layers) + 1]
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             self._network = network.eval().to(device=device, dtype=DTYPES[self.dtype])
-            self.n_features = network.config.hidden_size
+            self.n_features = network.config.hidden_size * (1 if self.average else len(self.layers))
         return self._network
 
     def _untrained(self) -> Wav2Vec2Model:

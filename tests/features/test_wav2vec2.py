@@ -56,6 +56,19 @@ def test_values_are_the_mean_of_the_layers(build, tiny, noise, norm, layers):
     np.testing.assert_array_equal(values[:, 49], values[:, 48])
 
 
+def test_layers_that_are_not_averaged_are_stacked_in_their_order(build, tiny, noise):
+    sound = noise(1.003)
+    feature = build(layers=(3, 1), average=False)
+    values, _ = feature(sound, 16_000)
+    expected = states(tiny("layer"), sound[0])
+    np.testing.assert_allclose(values[:16, :49], expected[3].T, atol=1e-5)
+    np.testing.assert_allclose(values[16:, :49], expected[1].T, atol=1e-5)
+    assert feature.n_features == len(values) == 32
+    np.testing.assert_allclose(values.reshape(2, 16, -1).mean(0), build(layers=(3, 1))(sound, 16_000)[0], atol=1e-6)
+    assert feature.config() == build(layers=(3, 1)).config() | {"average": False}
+    assert "average" not in build().config(), "averages keep the key of their cached tracks"
+
+
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_batched_is_one_by_one(build, noise, norm):
     feature = build(norm)
