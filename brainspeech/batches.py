@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from brainspeech import resident
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
 from brainspeech.timing import TIE, to_samples
 
@@ -262,6 +263,8 @@ class SegmentDataset:
     shifted : int
         Windows that ended one sample after their recording by rounding and begin one sample earlier.
     ch_names : tuple of str
+    device : torch.device
+        Where batches and targets are made and stay.
 
     Raises
     ------
@@ -313,6 +316,9 @@ class SegmentDataset:
         self._fill = (_check_fill(fill) - mean) / std
         rank = {subject: i for i, subject in enumerate(self.subjects)}
         self._subject = torch.tensor([rank.get(s.subject, -1) for s in self.segments])
+        self.device = torch.device("cpu")
+        self._windows: resident.Windows | None = None
+        self._frames: resident.Frames | None = None
         self.stimulus_id = _hash_stimuli([s.stimulus_id for s in self.segments])
         self._cut()
 
@@ -378,19 +384,49 @@ class SegmentDataset:
         """Windows that begin one sample early because rounding put their end one sample past the recording."""
         return int(self._shifted.sum())
 
+    @property
+    def n_bytes(self) -> tuple[int, int]:
+        """Bytes of all signals and of all tracks, shared with subsets."""
+        return sum(data.nbytes for data in self._data), sum(track.nbytes for track in self._tracks)
+
+    def shares(self, other: SegmentDataset) -> bool:
+        """Whether two datasets are parts of one, with the same signals and tracks in memory."""
+        return self._data is other._data and self._tracks is other._tracks
+
+    def to(self, device: torch.device | str, *, signals: bool = True, tracks: bool = True, half: bool = False) -> SegmentDataset:
+        """Give the same data with batches made on a device, where signals and tracks are copied to once.
+
+        Parameters
+        ----------
+        device : torch.device or str
+        signals, tracks : bool
+            Whether to keep a copy of them there. What is not kept is gathered here and sent, batch by batch.
+        half : bool
+            Keep 16 bits of each number: off by at most 1/2048 of its distance from the channel's median, or of itself in a target.
+        """
+        other = copy.copy(self)
+        other.device = device = torch.device(device)
+        columns, iqr = self._columns, self._iqr.cpu()
+        other._windows = resident.Windows(self._data, columns, self.n_channels, device=device, half=half, spread=iqr) if signals else None
+        other._frames = resident.Frames(self._tracks, self._fill, device=device, half=half) if tracks else None
+        for name in ("_positions", "_mask", "_median", "_iqr"):
+            setattr(other, name, getattr(self, name).to(device))
+        return other
+
+    def beside(self, placed: SegmentDataset) -> SegmentDataset:
+        """Give the same data with batches made where those of ``placed`` are, which shares its signals and tracks."""
+        if not self.shares(placed):
+            raise ValueError("Expected two parts of one dataset, made by subset or with_lag, got two that share no memory.")
+        other = copy.copy(self)
+        for name in ("device", "_windows", "_frames", "_positions", "_mask", "_median", "_iqr"):
+            setattr(other, name, getattr(placed, name))
+        return other
+
     def batch(self, indices: ArrayLike) -> Batch:
-        """Gather the segments with these indices."""
+        """Gather the segments with these indices, on the dataset's device."""
         rows = self._rows(indices)
-        recordings = self._recording[rows]
-        r = torch.from_numpy(recordings)
-        window = torch.zeros(len(rows), self.n_channels, self.n_window)
-        for i, (recording, start) in enumerate(zip(recordings, self._starts[rows], strict=True)):
-            piece = self._data[recording][:, start : start + self.n_window]
-            columns = self._columns[recording]
-            if columns is None:
-                window[i] = piece
-            else:
-                window[i, columns] = piece
+        r = resident.upload(self._recording[rows], self.device)
+        window = self._gather(rows) if self._windows is None else self._windows.cut(r, self._upload(self._starts[rows]), self.n_window)
         signal = window[..., self._brain]
         if self._n_baseline:
             signal = signal - window[..., : self._n_baseline].mean(2, keepdim=True)
@@ -402,16 +438,43 @@ class SegmentDataset:
             signal=signal.contiguous(),
             positions=self._positions[r],
             channel_mask=self._mask[r],
-            subject=self._subject[rows],
+            subject=self._upload(self._subject[rows]),
             target=self.targets(rows),
-            stimulus_id=self.stimulus_id[rows],
+            stimulus_id=self._upload(self.stimulus_id[rows]),
         )
+
+    def _upload(self, values: np.ndarray | Tensor) -> Tensor:
+        return resident.upload(values, self.device)
+
+    def _empty(self, *shape: int) -> Tensor:
+        """Give room for what is gathered here; memory that a GPU reads by itself where one is to have it."""
+        return torch.empty(*shape, pin_memory=self.device.type == "cuda")
+
+    def _gather(self, rows: np.ndarray) -> Tensor:
+        """Gather whole windows (n, C, n_window) from the signals in memory."""
+        recordings = self._recording[rows]
+        window = self._empty(len(rows), self.n_channels, self.n_window)
+        for i, (recording, start) in enumerate(zip(recordings, self._starts[rows], strict=True)):
+            piece = self._data[recording][:, start : start + self.n_window]
+            columns = self._columns[recording]
+            if columns is None:
+                window[i] = piece
+            else:
+                window[i] = 0.0
+                window[i, columns] = piece
+        return window.to(self.device, non_blocking=True)
 
     def targets(self, indices: ArrayLike) -> Tensor:
         """Gather only the targets, shape (n, F, T): the candidates of a retrieval."""
         rows = self._rows(indices)
         times = np.arange(self.n_window)[self._sound]
-        target = torch.empty(len(rows), self.n_features, self.n_times)
+        if self._frames is not None:
+            places = np.full((len(rows), len(times)), self._frames.fill)
+            for i, track, frames, covered in self._spans.frames(rows, times, self.sfreq):
+                heard = slice(None) if covered is None else covered
+                places[i, heard] = self._frames.begin[track] + frames[heard]
+            return self._frames.pick(self._upload(places))
+        target = self._empty(len(rows), self.n_features, self.n_times)
         full = np.zeros(len(rows), dtype=bool)
         pieces = list(self._spans.frames(rows, times, self.sfreq))
         for i, _, _, covered in pieces:
@@ -423,7 +486,7 @@ class SegmentDataset:
                 torch.index_select(self._tracks[track], 1, index, out=target[i])
             else:
                 target[i][:, torch.from_numpy(covered)] = self._tracks[track][:, index[torch.from_numpy(covered)]]
-        return target
+        return target.to(self.device, non_blocking=True)
 
     def unique(self) -> list[int]:
         """List the first index of each distinct stimulus, in order of appearance."""
@@ -548,6 +611,32 @@ def _fit_scale(signal: Signal, starts: np.ndarray, n_window: int, n_baseline: in
         raise RuntimeError(f"{signal.uid}: the signal holds NaN or infinite samples. Preprocess the recording again.")
     n_flat = sum(value == 0 for value in iqr)
     return Scale(signal.ch_names, tuple(median), tuple(value or 1.0 for value in iqr)), n_flat
+
+
+def fit_scale(signal: Signal, segments: Sequence[Segment], *, config: BatchConfig) -> Scale:
+    """Fit the median and IQR of each channel of one recording on windows of it, of whatever split: for a recording that is new.
+
+    Parameters
+    ----------
+    segments : sequence of Segment
+        Windows of this recording.
+    config : BatchConfig
+        Its baseline is taken off before the quantiles.
+    """
+    n_window = _common_length(segments, signal.sfreq)
+    starts, _ = _sample_starts(segments, {s.recording: signal.data.shape[1] for s in segments}, n_window, signal.sfreq)
+    return _fit_scale(signal, np.sort(starts), n_window, _baseline_length(config, n_window, signal.sfreq))[0]
+
+
+def borrow_scale(signal: Signal, scales: Mapping[str, Scale]) -> tuple[Scale, str]:
+    """Take the scale of a recording without training windows from the others, as ``fit_statistics`` does, and say from which.
+
+    Raises
+    ------
+    RuntimeError
+        If none of them has every channel of the signal.
+    """
+    return _borrow(signal, scales)
 
 
 def _borrow(signal: Signal, scales: Mapping[str, Scale]) -> tuple[Scale, str]:

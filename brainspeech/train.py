@@ -1,19 +1,26 @@
 """Fit an encoder with a contrastive loss; the only home of the engine (accelerate).
 
-A run can be killed at any moment: each epoch ends with a checkpoint that replaces the one before in one step, and a resumed run goes on
-exactly where the last checkpoint stands, on a CPU to the last bit.
+A run can be killed at any moment: every epoch, and every few minutes within one, a checkpoint replaces the one before in one step, and a
+resumed run goes on exactly where the last checkpoint stands, on a CPU to the last bit.
+
+Nothing in a step waits for a GPU: batches are made ahead; losses, and flags of what is not finite, stay on the device and are read now
+and then.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import logging
 import math
+import os
 import random
+import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +32,20 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from brainspeech import __version__, augment, hub, retrieval, similarity
+from brainspeech import augment, hub, loading, retrieval, sampling, similarity, stopping
 from brainspeech.batches import Batch, SegmentDataset
+from brainspeech.checkpoint import Generators, State, Store
 from brainspeech.models.linear import Ridge
 
+logger = logging.getLogger(__name__)
+
 PRECISIONS = ("auto", "fp32", "bf16")
+# How a fit is run, not what comes out: the same run may be given other values. ("half" of resident is another run.)
+HOW = ("resident", "checkpoint_minutes")
 # A finished or stopped run may be given more epochs or more patience; anything else would be another run.
-MAY_CHANGE = ("max_epochs", "patience")
+MAY_CHANGE = ("max_epochs", "patience", *HOW)
 SHOWN = 8  # segments that an error names
+CHECKED_EVERY = 50  # steps after which a GPU is asked whether all was finite
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,26 @@ class TrainConfig:
         Adam's (L2).
     precision : {"auto", "fp32", "bf16"}
         "auto" is bf16 on a GPU that has it natively, else fp32. The loss is in fp32 in any case.
+    tf32 : bool
+        With fp32 on a GPU, let the encoder multiply in TF32: 10 bits of mantissa, sums in fp32, faster since Ampere. False gives all 23
+        bits, also to convolutions, which PyTorch computes in TF32 by default. What the loss multiplies has all bits in any case.
+    compile : bool
+        Compile the encoder (torch.compile): a minute or more at the start, faster steps after it. Needs a C++ compiler. Random numbers are
+        drawn by another generator than without, so it is another run.
+    resident : {"auto", "full", "half", "never"}
+        What a GPU keeps of the data. "full": all signals and tracks; "half": the same with 16 bits per number (off by 1/2048 of a value at
+        most); "never": nothing, batches are gathered in pinned memory and sent ahead. "auto" is full where it takes no more than half of
+        the free memory, failing that half where the encoder computes in bf16 anyway, failing that the tracks alone. On a CPU "auto" and
+        "never" are one.
+    sampler : {"segments", "grouped"}
+        "segments" draws segments one by one, as in [1]. "grouped" puts all segments of one stimulus (the listeners who heard it) into one
+        batch, so that a loss over several views has them; a batch is full when the next group does not go in.
+    views : int or None
+        With "grouped", at most so many segments of a stimulus go into a batch; the others go into other batches of the epoch.
     augment : tuple of (str, dict)
         Transforms of the training signal in this order (``brainspeech.augment``); a name alone has no options. None by default, as in [1].
+    checkpoint_minutes : float
+        Minutes after which a checkpoint is written within an epoch: what a power cut can cost at most. 0 is after every step.
     """
 
     lr: float = 3e-4
@@ -68,11 +99,24 @@ class TrainConfig:
     seed: int = 2036
     weight_decay: float = 0.0
     precision: str = "auto"
+    tf32: bool = True
+    compile: bool = False
+    resident: str = "auto"
+    sampler: str = "segments"
+    views: int | None = None
     augment: tuple[Any, ...] = ()
+    checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+        for name, known in (("precision", PRECISIONS), ("resident", loading.RESIDENT), ("sampler", sampling.SAMPLERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"checkpoint_minutes must be at least 0, got {self.checkpoint_minutes}.")
+        if self.views is not None and (self.views < 1 or self.sampler != "grouped"):
+            raise ValueError(
+                f'views must be at least 1 or None, and goes with sampler="grouped", got {self.views} with sampler={self.sampler!r}.'
+            )
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (a segment needs a negative), got {self.batch_size}.")
         for name in ("max_epochs", "max_steps_per_epoch", "patience"):
@@ -100,7 +144,9 @@ class Checkpoint:
     device, precision : str
         What it was fitted on ("cuda", "cpu") and in ("fp32", "bf16").
     resumed_at : int
-        The first epoch that this call ran; 0 for a fresh fit.
+        The first epoch that this call ran or went on with; 0 for a fresh fit.
+    placed : str
+        Where the data were while it was fitted, and how large they are.
     """
 
     encoder: nn.Module
@@ -111,6 +157,7 @@ class Checkpoint:
     device: str
     precision: str
     resumed_at: int = 0
+    placed: str = ""
 
 
 def fit(
@@ -126,6 +173,8 @@ def fit(
     name: str = "train",
 ) -> Checkpoint:
     """Train an encoder, stop early on the validation loss, and give it back with its best weights.
+
+    With a run folder, SIGTERM and Ctrl-C stop it after the step that is being taken, with a checkpoint from which ``resume`` goes on.
 
     Parameters
     ----------
@@ -151,7 +200,10 @@ def fit(
         If there are fewer than two training or validation segments, the checkpoint belongs to another configuration or other data, or an
         augmentation does not take its options.
     RuntimeError
-        If the loss is not finite (the error names the batch's segments), or the checkpoint is damaged.
+        If the loss is not finite (the error names the batch's segments), the checkpoint is damaged or cannot be written, the data do not
+        fit a device that is to keep them, or there is no compiler for ``compile``.
+    stopping.Stopped
+        If a signal ended it.
     """
     for what, dataset in (("training", train), ("validation", valid)):
         if len(dataset) < 2:
@@ -159,25 +211,33 @@ def fit(
     if resume and out is None:
         raise ValueError("resume=True needs the run folder, got out=None.")
     accelerator, precision = _engine(config.precision)
-    encoder.to(accelerator.device)
-    loss.to(accelerator.device)
+    device = accelerator.device
+    encoder.to(device)
+    loss.to(device)
     # One list, encoder first: the order is what the optimiser's checkpoint goes by.
     parameters = [p for p in [*encoder.parameters(), *loss.parameters()] if p.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    fused = True if device.type == "cuda" else None
+    optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     optimiser = accelerator.prepare(optimiser)
     augmentation = augment.Augmentation(config.augment, sfreq=train.sfreq) if config.augment else None
-    run = _Run(encoder, loss, optimiser, accelerator, config, _data_digest(train, valid), augmentation)
-    store = None if out is None else _Store(Path(out))
-    with _seeded(config.seed):
-        if store is not None and not (resume and store.load(run)):
+    estimate = _compile(encoder, device) if config.compile else encoder
+    run = _Run(encoder, estimate, loss, optimiser, accelerator, config, _data_digest(train, valid), augmentation)
+    store = None if out is None else Store(Path(out))
+    with _seeded(config.seed), _tf32(config.tf32 and precision == "fp32"), stopping.at_boundary() if store else nullcontext() as request:
+        if store is not None and not (resume and _restore(run, store)):
             store.clear()
         resumed_at = len(run.history)
-        n_steps = min(len(_batch_order(len(train), config, epoch=0)), config.max_steps_per_epoch)
-        with tqdm(total=config.max_epochs * n_steps, initial=resumed_at * n_steps, desc=name, unit="step", disable=not progress) as bar:
+        keeper = _Keeper(run, store, request or stopping.Request())
+        (train, valid), placed = loading.place([train, valid], device, config.resident, reduced=precision == "bf16")
+        n_steps = min(len(_batch_order(train, config, epoch=0)), config.max_steps_per_epoch)
+        done = resumed_at * n_steps + run.step
+        with tqdm(total=config.max_epochs * n_steps, initial=done, desc=name, unit="step", disable=not progress) as bar:
+            if device.type != "cpu":
+                bar.write(f"{name}: {placed}", file=sys.stderr) if progress else logger.info("%s: %s", name, placed)
             while not run.finished:
-                _run_epoch(run, train, valid, bar)
-                if store is not None:
-                    store.save(run)
+                _run_epoch(run, train, valid, bar, keeper)
+                keeper.keep()
+        keeper.stop()
     encoder.load_state_dict(_part(run.best, "encoder"))
     loss.load_state_dict(_part(run.best, "loss"))
     return Checkpoint(
@@ -186,9 +246,10 @@ def fit(
         history=run.history,
         best_epoch=run.best_epoch,
         path=None if store is None else store.folder,
-        device=accelerator.device.type,
+        device=device.type,
         precision=precision,
         resumed_at=resumed_at,
+        placed=placed,
     )
 
 
@@ -251,6 +312,7 @@ class _Run:
     """Everything that changes while a fit runs, and what it is made of."""
 
     encoder: nn.Module
+    estimate: Callable[..., Tensor]  # the encoder, or what it was compiled to
     loss: nn.Module
     optimiser: Any
     accelerator: Accelerator
@@ -259,6 +321,9 @@ class _Run:
     augmentation: augment.Augmentation | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0  # of the epoch after the history
+    losses: list[float] = field(default_factory=list)  # of these steps
+    seconds: float = 0.0  # spent on them
 
     @property
     def best_epoch(self) -> int:
@@ -271,7 +336,7 @@ class _Run:
         epochs = len(self.history)
         return epochs >= self.config.max_epochs or epochs - 1 - self.best_epoch >= self.config.patience
 
-    def state(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """Present weights and buffers of encoder and loss."""
         parts = {"encoder": self.encoder, "loss": self.loss}
         return {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
@@ -302,91 +367,203 @@ def _seeded(seed: int) -> Iterator[None]:
             random.setstate(state)
 
 
-def _batch_order(n: int, config: TrainConfig, *, epoch: int) -> list[np.ndarray]:
-    """Cut an epoch's permutation into full batches; the rest waits for another epoch. A set smaller than a batch is one batch."""
-    order = np.random.default_rng([config.seed, epoch]).permutation(n)
-    if n <= config.batch_size:
-        return [order]
-    return np.split(order[: n // config.batch_size * config.batch_size], n // config.batch_size)
+def _batch_order(dataset: SegmentDataset, config: TrainConfig, *, epoch: int) -> list[np.ndarray]:
+    """Put an epoch's training segments into batches."""
+    if config.sampler == "segments":
+        return sampling.segment_batches(len(dataset), config.batch_size, seed=config.seed, epoch=epoch)
+    ids = dataset.stimulus_id.numpy()
+    return sampling.group_batches(ids, config.batch_size, seed=config.seed, epoch=epoch, views=config.views)
 
 
-def _valid_batches(n: int, config: TrainConfig) -> list[np.ndarray]:
-    """Cut all validation segments into batches of nearly equal size: the same in every epoch, mixed like those of training."""
-    order = np.random.default_rng([config.seed, 0]).permutation(n)
-    return np.array_split(order, min(math.ceil(n / config.batch_size), n // 2))
+def _valid_batches(dataset: SegmentDataset, config: TrainConfig) -> list[np.ndarray]:
+    """Put all validation segments into batches, the same in every epoch."""
+    if config.sampler == "segments":
+        return sampling.segment_parts(len(dataset), config.batch_size, seed=config.seed)
+    return sampling.group_parts(dataset.stimulus_id.numpy(), config.batch_size, seed=config.seed, views=config.views)
 
 
-def _stream(dataset: SegmentDataset, batches: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Yield batches on the device. Beside a GPU, a thread gathers the next one while the present one is computed."""
-    if device.type == "cpu":
-        for rows in batches:
-            yield rows, dataset.batch(rows)
+def _compile(encoder: nn.Module, device: torch.device) -> Callable[..., Tensor]:
+    """Compile an encoder, after a look at whether there is what that takes."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise RuntimeError(f"compile=True needs a C++ compiler, got no {compiler}. Install one (or name it in CXX), or set compile=False.")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise RuntimeError("compile=True needs triton on a GPU, which is not installed. Install it, or set compile=False.")
+    return torch.compile(encoder)
+
+
+@contextmanager
+def _tf32(on: bool) -> Iterator[None]:
+    """Let a GPU multiply in TF32 inside the block, or not."""
+    if not torch.cuda.is_available():
+        yield
         return
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(dataset.batch, batches[0])
-        for i, rows in enumerate(batches):
-            batch = ahead.result()
-            if i + 1 < len(batches):
-                ahead = pool.submit(dataset.batch, batches[i + 1])
-            yield rows, batch.to(device)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = on
+    try:
+        yield
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.allow_tf32 = was
 
 
-def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqdm) -> None:
-    """Train one pass, validate, and keep the weights if they are the best so far."""
-    began = time.perf_counter()
+class _Keeper:
+    """Writes the checkpoints of a fit, and ends it where a signal asked for that."""
+
+    def __init__(self, run: _Run, store: Store | None, request: stopping.Request):
+        self.run, self.store, self.request = run, store, request
+        self.last = time.monotonic()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal asked for an end that can be gone on from."""
+        return self.store is not None and bool(self.request.signum)
+
+    @property
+    def due(self) -> bool:
+        """Whether a checkpoint is to be written before the epoch ends."""
+        late = time.monotonic() - self.last >= 60 * self.run.config.checkpoint_minutes
+        return self.stopping or (self.store is not None and late)
+
+    def keep(self, generators: Generators | None = None) -> None:
+        """Write a checkpoint, with the generators as they are unless earlier ones are given; then stop if that was asked for."""
+        if self.store is None:
+            return
+        self.store.save(_snapshot(self.run, generators or Generators.now()))
+        self.last = time.monotonic()
+        self.stop()
+
+    def stop(self) -> None:
+        """Raise ``Stopped`` if a signal asked for an end."""
+        if not self.stopping or self.store is None:
+            return
+        n_epochs, step = len(self.run.history), self.run.step
+        place = f"in epoch {n_epochs} after step {step}" if step else f"after {n_epochs} epoch{'s' * (n_epochs != 1)}"
+        raise stopping.Stopped(
+            f"stopped by {stopping.name(self.request.signum)} {place}; the checkpoint {self.store.folder} has it all. "
+            "The same command goes on from there.",
+            self.request.signum,
+        )
+
+
+class _Watch:
+    """Looks for what is not finite: on a CPU at once; a GPU keeps the flags and is asked every so many steps, so that no step waits."""
+
+    def __init__(self, run: _Run, dataset: SegmentDataset):
+        self.run, self.dataset = run, dataset
+        self.at_once = run.accelerator.device.type == "cpu"
+        self.flags: list[tuple[str, np.ndarray, Tensor]] = []
+
+    def see(self, what: str, rows: np.ndarray, finite: Tensor) -> None:
+        """Take note of flags (B,) of the segments in these rows."""
+        self.flags.append((what, rows, finite))
+        if self.at_once or len(self.flags) >= 2 * CHECKED_EVERY:
+            self.read()
+
+    def read(self) -> None:
+        """Raise an error for the first batch with something that is not finite."""
+        seen, self.flags = self.flags, []
+        if not seen:
+            return
+        finite = torch.cat([flags for _, _, flags in seen]).cpu().numpy()
+        start = 0
+        for what, rows, _ in seen:
+            own = finite[start : start + len(rows)]
+            if not own.all():
+                raise _not_finite(what, self.dataset, rows[~own], self.run)
+            start += len(rows)
+
+
+def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqdm, keeper: _Keeper) -> None:
+    """Train one pass, or what is left of it, validate, and keep the weights if they are the best so far."""
+    began = time.perf_counter() - run.seconds
     config, epoch = run.config, len(run.history)
-    batches = _batch_order(len(train), config, epoch=epoch)[: config.max_steps_per_epoch]
+    batches = _batch_order(train, config, epoch=epoch)[: config.max_steps_per_epoch]
     run.encoder.train()
     run.loss.train()
-    losses = []
-    for step, (rows, batch) in enumerate(_stream(train, batches, run.accelerator.device)):
+    watch = _Watch(run, train)
+    unread: list[Tensor] = []
+    for rows, batch in loading.stream(train, batches[run.step :], run.accelerator.device):
         if run.augmentation is not None:
-            signal = run.augmentation(batch.signal, batch.channel_mask, seed=(config.seed, epoch, step))
+            signal = run.augmentation(batch.signal, batch.channel_mask, seed=(config.seed, epoch, run.step))
             batch = replace(batch, signal=signal)
         run.optimiser.zero_grad()
-        value, _ = _compute(run, train, rows, batch)
+        value, _ = _compute(run, rows, batch, watch)
         run.accelerator.backward(value)
         run.optimiser.step()
-        losses.append(value.item())
+        unread.append(value.detach())
+        run.step += 1
         bar.update()
-    valid_loss, top10 = _validate(run, valid)
+        if keeper.due:
+            watch.read()
+            run.losses += _read(unread)
+            run.seconds = time.perf_counter() - began
+            keeper.keep()
+    watch.read()
+    run.losses += _read(unread)
+    generators = Generators.now()
+
+    def pause() -> None:
+        if keeper.stopping:
+            run.seconds = time.perf_counter() - began
+            keeper.keep(generators)
+
+    valid_loss, top10 = _validate(run, valid, pause)
     n_steps = (run.history[-1]["step"] if run.history else 0) + len(batches)
-    entry = {"epoch": epoch, "step": n_steps, "train_loss": float(np.mean(losses)), "valid_loss": valid_loss, "valid_top10": top10}
+    entry = {"epoch": epoch, "step": n_steps, "train_loss": float(np.mean(run.losses)), "valid_loss": valid_loss, "valid_top10": top10}
     run.history.append(entry | {"lr": config.lr, "seconds": round(time.perf_counter() - began, 3)})
+    run.step, run.losses, run.seconds = 0, [], 0.0
     if run.best_epoch == epoch:
-        run.best = {key: value.detach().clone() for key, value in run.state().items()}
+        run.best = {key: value.detach().clone() for key, value in run.weights().items()}
     bar.set_postfix(epoch=epoch, train=f"{entry['train_loss']:.3f}", valid=f"{valid_loss:.3f}", top10=f"{top10:.1%}")
 
 
-def _compute(run: _Run, dataset: SegmentDataset, rows: np.ndarray, batch: Batch) -> tuple[Tensor, Tensor]:
+def _read(values: list[Tensor]) -> list[float]:
+    """Bring losses from the device, all at once, and empty the list."""
+    read = torch.stack(values).tolist() if values else []
+    values.clear()
+    return read
+
+
+def _compute(run: _Run, rows: np.ndarray, batch: Batch, watch: _Watch) -> tuple[Tensor, Tensor]:
     """Loss and estimates of a batch; only the encoder runs in the reduced precision."""
     with run.accelerator.autocast():
-        estimates = run.encoder(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask).float()
-    finite = estimates.isfinite().flatten(1).all(1).cpu().numpy()
-    if not finite.all():
-        raise _not_finite("estimate", dataset, rows[~finite], run)
-    value = run.loss(estimates, batch.target, row_ids=batch.stimulus_id, col_ids=batch.stimulus_id).loss
-    if not math.isfinite(value.item()):
-        raise _not_finite("loss", dataset, rows, run)
+        estimates = run.estimate(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask).float()
+    watch.see("estimate", rows, estimates.detach().isfinite().flatten(1).all(1))
+    try:
+        with _tf32(False):
+            value = run.loss(estimates, batch.target, row_ids=batch.stimulus_id, col_ids=batch.stimulus_id).loss
+    except ValueError:
+        watch.read()  # a loss that looks for itself knows rows, but not whose they are
+        raise
+    watch.see("loss", rows, value.detach().isfinite().expand(len(rows)))
     return value, estimates
 
 
 @torch.no_grad()
-def _validate(run: _Run, valid: SegmentDataset) -> tuple[float, float]:
-    """Mean loss over the validation segments, and top-10 accuracy among their distinct stimuli."""
+def _validate(run: _Run, valid: SegmentDataset, pause: Callable[[], None]) -> tuple[float, float]:
+    """Mean loss over the validation segments, and top-10 accuracy among their distinct stimuli; ``pause`` is called before each batch."""
     run.encoder.eval()
     run.loss.eval()
+    device = run.accelerator.device
     first = valid.unique()
-    candidates = valid.targets(first).to(run.accelerator.device)
+    candidates = valid.targets(first).to(device)
     column = {int(valid.stimulus_id[i]): j for j, i in enumerate(first)}
     scores = getattr(run.loss, "scores", similarity.candidate_normalised)
-    total, ranks = 0.0, []
-    for rows, batch in _stream(valid, _valid_batches(len(valid), run.config), run.accelerator.device):
-        value, estimates = _compute(run, valid, rows, batch)
-        total += value.item() * len(rows)
-        own = torch.tensor([column[int(i)] for i in batch.stimulus_id], device=estimates.device)
-        ranks.append(retrieval.ranks(estimates, candidates, own, scores=scores).cpu())
-    return total / len(valid), float(retrieval.topk_accuracy(torch.cat(ranks), 10))
+    watch = _Watch(run, valid)
+    batches = _valid_batches(valid, run.config)
+    values, ranks = [], []
+    for rows, batch in loading.stream(valid, batches, device):
+        pause()
+        value, estimates = _compute(run, rows, batch, watch)
+        values.append(value)
+        own = torch.tensor([column[int(valid.stimulus_id[row])] for row in rows], device=estimates.device)
+        ranks.append(retrieval.ranks(estimates, candidates, own, scores=scores))
+    watch.read()
+    total = sum(value * len(rows) for value, rows in zip(_read(values), batches, strict=True))
+    return total / len(valid), float(retrieval.topk_accuracy(torch.cat(ranks).cpu(), 10))
 
 
 def _not_finite(what: str, dataset: SegmentDataset, rows: np.ndarray, run: _Run) -> RuntimeError:
@@ -396,7 +573,7 @@ def _not_finite(what: str, dataset: SegmentDataset, rows: np.ndarray, run: _Run)
     more = f" and {len(segments) - SHOWN} more" if len(segments) > SHOWN else ""
     return RuntimeError(
         f"The {what} is not finite in epoch {len(run.history)}: got NaN or infinity for {names}{more}. "
-        "Look at the signal of these recordings; if it is all of them, lower the learning rate. The last whole epoch's checkpoint stands."
+        "Look at the signal of these recordings; if it is all of them, lower the learning rate. The last checkpoint stands."
     )
 
 
@@ -411,81 +588,51 @@ def _part(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
 
 
-class _Store:
-    """The files of a fit: ``checkpoint/`` (state.json and safetensors) and ``metrics.jsonl``, one line per epoch."""
+def _snapshot(run: _Run, generators: Generators) -> State:
+    """Collect all that a fit goes on from."""
+    optimiser = run.optimiser.state_dict()
+    return State(
+        config=asdict(run.config),
+        data=run.data,
+        weights=run.weights(),
+        best=run.best,
+        moments={f"{i}.{key}": value for i, state in optimiser["state"].items() for key, value in state.items()},
+        param_groups=optimiser["param_groups"],
+        history=run.history,
+        step=run.step,
+        losses=run.losses,
+        seconds=run.seconds,
+        generators=generators,
+    )
 
-    def __init__(self, out: Path):
-        out.mkdir(parents=True, exist_ok=True)
-        self.folder = out / "checkpoint"
-        self.metrics = out / "metrics.jsonl"
 
-    def clear(self) -> None:
-        """Remove what an earlier fit left: its metrics must not stand beside this one's."""
-        hub.discard(self.folder)
-        self.metrics.write_text("")
-
-    def save(self, run: _Run) -> None:
-        """Replace the checkpoint in one step, then add the epoch's line."""
-        optimiser = run.optimiser.state_dict()
-        moments = {f"{i}.{key}": value for i, state in optimiser["state"].items() for key, value in state.items()}
-        generators = {"cpu": torch.get_rng_state()}
-        generators |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())} if torch.cuda.is_available() else {}
-        state = {
-            "version": __version__,
-            "config": asdict(run.config),
-            "data": run.data,
-            "history": run.history,
-            # The order of an epoch follows from the seed and the epoch's number, so this is all there is to the sampler.
-            "sampler": {"seed": run.config.seed, "next_epoch": len(run.history)},
-            "param_groups": optimiser["param_groups"],
-            "python_random": random.getstate(),
-        }
-        with hub.replacing(self.folder) as folder:
-            hub.write_tensors(folder / "weights.safetensors", run.state())
-            hub.write_tensors(folder / "best.safetensors", run.best)
-            hub.write_tensors(folder / "optimiser.safetensors", moments)
-            hub.write_tensors(folder / "generators.safetensors", generators)
-            (folder / "state.json").write_text(json.dumps(state, indent=1))
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(run.history[-1]) + "\n")
-
-    def load(self, run: _Run) -> bool:
-        """Put a run where the checkpoint stands; False where there is none."""
-        hub.recover(self.folder)
-        if not self.folder.exists():
-            return False
-        path = self.folder / "state.json"
-        try:
-            state = json.loads(path.read_text())
-            stored, data = state["config"], state["data"]
-            history, groups = state["history"], state["param_groups"]
-            version, words, gauss = state["python_random"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RuntimeError(f"{path} is damaged or missing ({error}). Start without resuming, which replaces it.") from error
-        mine = json.loads(json.dumps(asdict(run.config)))
-        differing = [f"{k} (was {stored.get(k)}, now {mine[k]})" for k in mine if k not in MAY_CHANGE and stored.get(k) != mine[k]]
-        if differing:
-            raise ValueError(f"{self.folder}: cannot resume with another configuration: {', '.join(differing)}. Use another run folder.")
-        if data != run.data:
-            raise ValueError(
-                f"{self.folder}: cannot resume on other segments, channels or lag than it was trained on. Use another run folder."
-            )
-        weights = hub.read_tensors(self.folder / "weights.safetensors")
-        hub.load_state(run.encoder, _part(weights, "encoder"), where=str(self.folder))
-        hub.load_state(run.loss, _part(weights, "loss"), where=str(self.folder))
-        device = run.accelerator.device
-        run.best = {k: v.to(device) for k, v in hub.read_tensors(self.folder / "best.safetensors").items()}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in hub.read_tensors(self.folder / "optimiser.safetensors").items():
-            index, _, field_name = key.partition(".")
-            moments.setdefault(int(index), {})[field_name] = value
-        run.optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        generators = hub.read_tensors(self.folder / "generators.safetensors")
-        torch.set_rng_state(generators.pop("cpu"))
-        for key, value in generators.items():
-            if torch.cuda.is_available() and int(key.removeprefix("cuda.")) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(value, int(key.removeprefix("cuda.")))
-        random.setstate((version, tuple(words), gauss))
-        run.history = history
-        self.metrics.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-        return True
+def _restore(run: _Run, store: Store) -> bool:
+    """Put a run where its checkpoint stands; False where there is none."""
+    state = store.load()
+    if state is None:
+        return False
+    mine = json.loads(json.dumps(asdict(run.config)))
+    # What an earlier version did not have yet is at its default, which is what that version did.
+    stored = json.loads(json.dumps(asdict(TrainConfig()))) | state.config
+    fixed = [k for k in mine if k not in MAY_CHANGE or (k == "resident" and "half" in (mine[k], stored[k]))]
+    differing = [f"{k} (was {stored[k]}, now {mine[k]})" for k in fixed if stored[k] != mine[k]]
+    if differing:
+        raise ValueError(f"{store.folder}: cannot resume with another configuration: {', '.join(differing)}. Use another run folder.")
+    if state.data != run.data:
+        raise ValueError(
+            f"{store.folder}: cannot resume on other segments, channels or lag than it was trained on. Use another run folder."
+        )
+    hub.load_state(run.encoder, _part(state.weights, "encoder"), where=str(store.folder))
+    hub.load_state(run.loss, _part(state.weights, "loss"), where=str(store.folder))
+    run.best = {k: v.to(run.accelerator.device) for k, v in state.best.items()}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.moments.items():
+        index, _, field_name = key.partition(".")
+        moments.setdefault(int(index), {})[field_name] = value
+    # Whether Adam is fused is a matter of the present device.
+    present = run.optimiser.state_dict()["param_groups"]
+    groups = [kept | {"fused": group["fused"]} for kept, group in zip(state.param_groups, present, strict=True)]
+    run.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+    state.generators.put_back()
+    run.history, run.step, run.losses, run.seconds = state.history, state.step, state.losses, state.seconds
+    return True

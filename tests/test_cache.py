@@ -220,3 +220,50 @@ def test_an_entry_can_be_read_without_the_package(tmp_cache):
     entry = json.loads((folder / "entry.json").read_text())
     assert entry["key"] == KEY
     assert np.load(folder / "data.npy").shape == tuple(entry["arrays"]["data"][0])
+
+
+def _flip(path, where=-3):
+    """Change one bit, and no size."""
+    content = bytearray(path.read_bytes())
+    content[where] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def test_a_number_that_changed_on_the_disk_is_found_by_verify(tmp_cache):
+    for k in range(3):
+        tmp_cache.get_or_make("signals", {**KEY, "k": k}, _make)
+    assert tmp_cache.verify() == (3, 0, [])
+    folder = tmp_cache.folder("signals", {**KEY, "k": 1})
+    _flip(folder / "data.npy")
+    assert tmp_cache.get("signals", {**KEY, "k": 1}) is not None  # opening does not read the numbers
+    assert tmp_cache.verify() == (2, 0, [folder])
+    assert tmp_cache.verify([tmp_cache.folder("signals", {**KEY, "k": 0})]) == (1, 0, [])
+    assert tmp_cache.verify(remove=True).damaged == [folder]
+    assert tmp_cache.verify() == (2, 0, [])
+    arrays, _ = tmp_cache.get_or_make("signals", {**KEY, "k": 1}, lambda: _make(2.0))
+    assert arrays["data"][0, 0] == 2
+
+
+def test_a_value_that_changed_on_the_disk_is_seen_when_it_is_read(tmp_cache):
+    tmp_cache.get_or_make("signals", KEY, lambda: ({"data": np.zeros(2)}, {"sfreq": 120.0}))
+    path = tmp_cache.folder("signals", KEY) / "entry.json"
+    path.write_text(path.read_text().replace('"sfreq": 120.0\n', '"sfreq": 128.0\n'))
+    assert json.loads(path.read_text())["values"] == {"sfreq": 128.0}
+    assert tmp_cache.get("signals", KEY) is None
+
+
+def test_an_entry_of_an_earlier_version_is_opened_and_said_to_be_unchecked(tmp_cache):
+    tmp_cache.get_or_make("signals", KEY, _make)
+    path = tmp_cache.folder("signals", KEY) / "entry.json"
+    entry = json.loads(path.read_text())
+    del entry["crc32"], entry["crc32_entry"]
+    path.write_text(json.dumps(entry))
+    tmp_cache.get_or_make("signals", KEY, _never)
+    assert tmp_cache.verify() == (0, 1, [])
+
+
+@pytest.mark.parametrize("array", [np.array(3.0), np.zeros((0, 4)), np.array(["a", "bc"]), np.arange(12).reshape(3, 4).T, np.array([True])])
+def test_arrays_of_any_kind_have_a_checksum(tmp_cache, array):
+    tmp_cache.get_or_make("odd", KEY, lambda: ({"x": array}, {}))
+    np.testing.assert_array_equal(tmp_cache.get("odd", KEY)[0]["x"], array)
+    assert tmp_cache.verify() == (1, 0, [])

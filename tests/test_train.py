@@ -1,22 +1,26 @@
 """Fitting: it learns, it stops, it can be killed anywhere and goes on to the same last bit."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from brainspeech import hub, losses, models, retrieval
+from brainspeech import hub, loading, losses, models, retrieval, stopping, train
 from brainspeech.batches import BatchConfig, SegmentDataset, fit_statistics
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
-from brainspeech.train import TrainConfig, _batch_order, _stream, _valid_batches, fit, fit_ridge
+from brainspeech.train import TrainConfig, _batch_order, _valid_batches, fit, fit_ridge
 
 SFREQ = 20.0
 CONFIG = TrainConfig(lr=3e-3, batch_size=16, max_epochs=3, patience=5, seed=3, precision="fp32")
@@ -181,7 +185,7 @@ def test_validation_equals_the_loop():
     assert len(first) < len(valid)
     total, hits = 0.0, 0
     with torch.no_grad():
-        for rows in _valid_batches(len(valid), CONFIG):
+        for rows in _valid_batches(valid, CONFIG):
             batch = valid.batch(rows)
             estimates = fitted.encoder(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask)
             total += float(loss(estimates, batch.target, row_ids=batch.stimulus_id).loss) * len(rows)
@@ -210,7 +214,7 @@ def test_it_stops_early_and_gives_back_the_best_weights(tmp_path):
 @pytest.mark.parametrize("how", [KeyboardInterrupt(), RuntimeError("power cut")])
 def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path, how):
     whole = run(out=tmp_path / "whole")
-    per_epoch = len(DATA["train"]) // 16 + len(_valid_batches(len(DATA["valid"]), CONFIG))
+    per_epoch = len(DATA["train"]) // 16 + len(_valid_batches(DATA["valid"], CONFIG))
     with pytest.raises(type(how)):
         run(out=tmp_path / "cut", loss=Dying(per_epoch + 3, how))
     torch.manual_seed(99)  # nothing of the present process may matter
@@ -237,7 +241,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return self.inner(*args, **kwargs)
 
-        n = len(t.DATA["train"]) // 16 + len(t._valid_batches(len(t.DATA["valid"]), t.CONFIG))
+        n = len(t.DATA["train"]) // 16 + len(t._valid_batches(t.DATA["valid"], t.CONFIG))
         t.run(out={str(tmp_path)!r}, loss=Killer(n + 2, None))
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
@@ -312,7 +316,7 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_last_checkpoin
             output = self.inner(*args, **kwargs)
             return output._replace(loss=output.loss * (torch.nan if self.calls >= self.at else 1.0))
 
-    n = len(DATA["train"]) // 16 + len(_valid_batches(len(DATA["valid"]), CONFIG))
+    n = len(DATA["train"]) // 16 + len(_valid_batches(DATA["valid"], CONFIG))
     with pytest.raises(RuntimeError, match=r"loss is not finite in epoch 1: .* and 8 more"):
         run(loss=Late(n + 1, None), out=tmp_path)
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["sampler"]["next_epoch"] == 1
@@ -320,27 +324,231 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_last_checkpoin
     assert all(bool(t.isfinite().all()) for t in state.values())
 
 
-def test_batches_of_an_epoch():
-    config = replace(CONFIG, batch_size=8)
-    orders = [np.concatenate(_batch_order(30, config, epoch=e)) for e in range(2)]
-    for order in orders:
-        assert len(order) == len(set(order.tolist())) == 24
-    assert not np.array_equal(orders[0], orders[1])
-    assert [len(b) for b in _batch_order(5, config, epoch=0)] == [5]
-    for n, size in [(2, 8), (3, 2), (9, 8), (30, 8), (16, 8)]:
-        parts = _valid_batches(n, replace(config, batch_size=size))
-        assert sorted(np.concatenate(parts).tolist()) == list(range(n))
-        assert min(map(len, parts)) >= 2
-    assert all(np.array_equal(a, b) for a, b in zip(_valid_batches(30, config), _valid_batches(30, config), strict=True))
+@pytest.mark.parametrize("loss", ["clip", "mv_infonce", "sdcon"])
+def test_grouped_batches_hold_all_listeners_of_a_stimulus(loss):
+    """Each stimulus was heard by two subjects: losses over views see both in every batch, in training and in validation."""
+    seen = []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = losses.build(loss)
+
+        def forward(self, estimates, candidates, *, row_ids, col_ids):
+            seen.append(row_ids.unique(return_counts=True)[1].tolist())
+            return self.inner(estimates, candidates, row_ids=row_ids, col_ids=col_ids)
+
+    config = replace(CONFIG, sampler="grouped", max_epochs=2)
+    first = run(config, loss=Watching())
+    assert {count for counts in seen for count in counts} == {2}
+    assert max(map(sum, seen)) == 16
+    assert first.history[1]["train_loss"] < first.history[0]["train_loss"]
+    assert without_time(run(config, loss=Watching()).history) == without_time(first.history)
+
+
+def test_grouped_batches_go_on_in_the_same_order(tmp_path):
+    config = replace(CONFIG, sampler="grouped", views=1)
+    run(replace(config, max_epochs=1), out=tmp_path)
+    assert same(run(config, out=tmp_path, resume=True).encoder, run(config).encoder)
+    with pytest.raises(ValueError, match=r"views \(was 1, now None\)"):
+        run(replace(config, views=None), out=tmp_path, resume=True)
+
+
+def stopping_at(at, signum, inner=None):
+    """A loss that is sent a signal at a given call."""
+
+    class Signalled(Dying):
+        def forward(self, *args, **kwargs):
+            self.calls += 1
+            if self.calls == self.at:
+                os.kill(os.getpid(), signum)
+            return self.inner(*args, **kwargs)
+
+    loss = Signalled(at, None)
+    loss.inner = inner or loss.inner
+    return loss
+
+
+N_STEPS = len(DATA["train"]) // 16
+N_VALID = len(_valid_batches(DATA["valid"], CONFIG))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("at", "place"),
+    [
+        (1, "in epoch 0 after step 1"),
+        (N_STEPS + N_VALID + 3, "in epoch 1 after step 3"),
+        (N_STEPS + 1, f"in epoch 0 after step {N_STEPS}"),  # in the first batch of the validation: the checkpoint stands before it
+        (N_STEPS + N_VALID, "after 1 epoch;"),
+    ],
+)
+def test_a_signal_stops_at_a_step_and_the_fit_goes_on_to_the_same_bits(tmp_path, signum, at, place):
+    """Sampler, dropout, augmentation, optimiser and the losses of the step's epoch so far: nothing is lost or done twice."""
+    config = replace(CONFIG, max_epochs=2, augment=(("TimeShift", {"max_shift": 0.1}),))
+    whole = run(config)
+    with pytest.raises(stopping.Stopped, match=f"{stopping.name(signum)} {place}") as stop:
+        run(config, out=tmp_path, loss=stopping_at(at, signum))
+    assert stop.value.signum == signum
+    torch.manual_seed(99)
+    rest = run(config, out=tmp_path, resume=True, encoder=make_encoder(seed=7))
+    assert same(rest.encoder, whole.encoder)
+    assert without_time(rest.history) == without_time(whole.history)
+    assert [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rest.history
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_in_the_last_step_of_a_fit_is_not_forgotten(tmp_path):
+    config = replace(CONFIG, max_epochs=1)
+    with pytest.raises(stopping.Stopped, match="after 1 epoch;"):
+        run(config, out=tmp_path, loss=stopping_at(N_STEPS + N_VALID, signal.SIGTERM))
+    assert same(run(config, out=tmp_path, resume=True).encoder, run(config).encoder)
+
+
+def test_minutes_between_checkpoints_within_an_epoch(tmp_path):
+    """0 minutes is after every step: a power cut loses the present step only."""
+    config = replace(CONFIG, max_epochs=2, checkpoint_minutes=0)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(config, out=tmp_path, loss=Dying(4, RuntimeError("power cut")))
+    state = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
+    assert state["sampler"]["next_step"] == len(state["sampler"]["losses"]) == 3
+    rest = run(replace(config, checkpoint_minutes=10.0), out=tmp_path, resume=True)
+    assert same(rest.encoder, run(replace(CONFIG, max_epochs=2)).encoder)
+
+
+def test_how_a_fit_is_run_may_change_and_what_comes_out_may_not(tmp_path):
+    run(replace(CONFIG, max_epochs=1), out=tmp_path)
+    whole = run()
+    rest = run(replace(CONFIG, resident="full"), out=tmp_path, resume=True)
+    assert same(rest.encoder, whole.encoder)
+    for changed in ({"resident": "half"}, {"tf32": False}, {"compile": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(changed))} .was"):
+            run(replace(CONFIG, **changed), out=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
+    """It knows nothing of the newer fields, which are at their defaults."""
+    run(replace(CONFIG, max_epochs=1), out=tmp_path)
+    path = tmp_path / "checkpoint" / "state.json"
+    kept = json.loads(path.read_text())
+    for name in ("sampler", "views", "tf32", "compile", "resident", "checkpoint_minutes"):
+        del kept["config"][name]
+    del kept["files"], kept["digest"]
+    kept["sampler"] = {"seed": 3, "next_epoch": 1}
+    path.write_text(json.dumps(kept))
+    assert same(run(out=tmp_path, resume=True).encoder, run().encoder)
+
+
+def test_resident_data_give_the_same_bits_and_half_precision_nearly_the_same():
+    whole, full = run(), run(replace(CONFIG, resident="full"))
+    assert same(whole.encoder, full.encoder)
+    assert "gathered in memory" in whole.placed
+    assert "kept on the device" in full.placed
+    half = run(replace(CONFIG, resident="half", max_epochs=1))
+    assert half.history[0]["train_loss"] == pytest.approx(whole.history[0]["train_loss"], rel=0.01)
+    assert half.history[0]["train_loss"] != whole.history[0]["train_loss"]
+
+
+def test_flags_on_a_device_are_read_late_and_name_the_segments_all_the_same():
+    """A GPU is asked every 50 steps: what was not finite before is found, the first of it, and nothing is read in between."""
+    fitting = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cuda")), history=[{}])
+    watch = train._Watch(fitting, DATA["train"])
+    rows = [np.arange(4 * k, 4 * k + 4) for k in range(20)]
+    for k in range(3):
+        watch.see("estimate", rows[k], torch.tensor([True, True, k != 1, True]))
+        watch.see("loss", rows[k], torch.tensor(k == 0).expand(4))
+    bad = DATA["train"].segments[6]
+    with pytest.raises(
+        RuntimeError, match=rf"estimate is not finite in epoch 1: got NaN or infinity for {bad.recording} at {bad.onset:g} s\."
+    ):
+        watch.read()
+    watch.read()  # what was said is not said again
+    for k in range(2 * train.CHECKED_EVERY - 1):
+        watch.see("loss", rows[k % 20], torch.tensor(k != 0).expand(4))
+    with pytest.raises(RuntimeError, match="The loss is not finite"):
+        watch.see("loss", rows[19], torch.tensor(True).expand(4))
+
+
+def test_a_loss_that_looks_for_itself_does_not_keep_the_segments_secret():
+    class Complaining(Temperature):
+        def forward(self, estimates, candidates, **kwargs):
+            raise ValueError("rows 3, 5 are not finite")
+
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = make_encoder()
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs) * torch.nan
+
+    with pytest.raises(RuntimeError, match="estimate is not finite in epoch 0: got NaN or infinity for d/sub-"):
+        run(encoder=Broken(), loss=Complaining())
+    with pytest.raises(ValueError, match="rows 3, 5"):
+        run(loss=Complaining())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_encoder_is_saved_as_an_ordinary_one(tmp_path, monkeypatch):
+    """Traced, and run without a compiler: what is compiled is torch's matter, which module is whose is ours."""
+    whole = run(replace(CONFIG, max_epochs=1), encoder=make_encoder(name="linear_clip"))
+    monkeypatch.setattr(train.torch, "compile", partial(torch.compile, backend="eager"))
+    config = replace(CONFIG, max_epochs=1, compile=True)
+    fitted = run(config, out=tmp_path, encoder=make_encoder(name="linear_clip"))
+    assert fitted.encoder.state_dict().keys() == whole.encoder.state_dict().keys()
+    assert fitted.history[0]["valid_loss"] == pytest.approx(whole.history[0]["valid_loss"], rel=1e-5)
+    assert run(config, out=tmp_path, resume=True, encoder=make_encoder(name="linear_clip")).resumed_at == 1
+    torch.compiler.reset()
+
+
+def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match=r"compile=True needs a C\+\+ compiler, got no no-such-compiler"):
+        run(replace(CONFIG, compile=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "changes", [{}, {"resident": "never"}, {"tf32": False, "precision": "fp32"}, {"precision": "bf16", "resident": "half"}]
+)
+def test_on_a_gpu_it_learns_and_a_step_does_not_wait(tmp_path, changes):
+    """After the first steps, torch raises an error at anything in our own step that waits for the device."""
+    config = replace(CONFIG, max_epochs=2, **changes)
+
+    class Silent(nn.Linear):  # an encoder without a look at its input
+        def __init__(self):
+            super().__init__(4, 3)
+
+        def forward(self, signal, positions, subject, channel_mask=None):
+            return super().forward(signal.transpose(1, 2)).transpose(1, 2)
+
+    class Mse(nn.Module):
+        def forward(self, estimates, candidates, *, row_ids, col_ids):
+            torch.cuda.set_sync_debug_mode("error")
+            return SimpleNamespace(loss=(estimates - candidates).square().mean())
+
+    keep = train._read
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "_read", lambda values: (torch.cuda.set_sync_debug_mode("default"), keep(values))[1])
+            patch.setattr(train, "_validate", lambda *_: (torch.cuda.set_sync_debug_mode("default"), 1.0, 0.0)[1:])
+            patch.setattr(train._Watch, "read", lambda self: self.flags.clear())
+            fitted = run(config, encoder=Silent(), loss=Mse(), out=tmp_path)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert fitted.device == "cuda"
+    assert fitted.history[1]["train_loss"] < fitted.history[0]["train_loss"]
+    assert run(config, encoder=make_encoder()).history[1]["train_loss"] < 3
 
 
 def test_batches_gathered_ahead_for_a_device_come_in_order():
     """The meta device stands for a GPU: a thread gathers the next batch, and no batch is lost, doubled or swapped."""
-    order = _batch_order(len(DATA["train"]), CONFIG, epoch=0)
-    seen = list(_stream(DATA["train"], order, torch.device("meta")))
+    order = _batch_order(DATA["train"], CONFIG, epoch=0)
+    seen = list(loading.stream(DATA["train"], order, torch.device("meta")))
     assert [rows.tolist() for rows, _ in seen] == [rows.tolist() for rows in order]
     assert all(batch.signal.device.type == "meta" and len(batch.signal) == len(rows) for rows, batch in seen)
-    plain = list(_stream(DATA["train"], order, torch.device("cpu")))
+    plain = list(loading.stream(DATA["train"], order, torch.device("cpu")))
     assert all(torch.equal(batch.signal, DATA["train"].batch(rows).signal) for rows, batch in plain)
 
 
@@ -353,7 +561,18 @@ def test_bad_input():
     for what, other in (("training", {"train": DATA["train"].subset([0])}), ("validation", {"valid": DATA["valid"].subset([0])})):
         with pytest.raises(ValueError, match=f"at least two {what} segments .* got 1"):
             run(data=DATA | other)
-    for kwargs in ({"precision": "fp8"}, {"batch_size": 1}, {"max_epochs": 0}, {"patience": 0}, {"lr": 0.0}, {"weight_decay": -1.0}):
+    for kwargs in (
+        {"precision": "fp8"},
+        {"batch_size": 1},
+        {"max_epochs": 0},
+        {"patience": 0},
+        {"lr": 0.0},
+        {"weight_decay": -1.0},
+        {"sampler": "x"},
+        {"views": 2},
+        {"resident": "x"},
+        {"checkpoint_minutes": -1.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(kwargs))):
             TrainConfig(**kwargs)
 
