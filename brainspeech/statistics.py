@@ -9,11 +9,11 @@ Shapes: W windows, N candidates, S subjects, K blocks, M metrics, R replicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.stats import norm, rankdata, t
+from scipy.stats import norm, rankdata, t, wilcoxon
 
 CHUNK = 1000  # replicates (or windows) held at once: bounds the memory
 TOLERANCE = 1e-9  # sums of floats that are equal on paper count as equal
@@ -245,3 +245,60 @@ def swap_p(differences: np.ndarray, *, n_permutations: int = 10_000, seed: int =
         signs = rng.choice([-1.0, 1.0], size=(min(CHUNK, n_permutations - first), differences.shape[1]))
         reached += (signs @ differences.T >= observed - slack).sum(0)
     return (1 + reached) / (1 + n_permutations)
+
+
+def signed_rank_p(differences: Sequence[float] | np.ndarray) -> float:
+    """Test two-sided, by Wilcoxon's signed ranks, whether paired differences are centred on 0.
+
+    Differences of 0 are taken out first, as Wilcoxon did, so that scipy chooses between the exact distribution, all sign patterns (up to 13
+    differences with ties) and the normal approximation by what is left.
+
+    Parameters
+    ----------
+    differences : array, shape (U,)
+        One per unit, such as a subject.
+
+    Returns
+    -------
+    float
+        1 where every difference is 0; never below `smallest_signed_rank_p` of those that are not.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one is not finite.
+    """
+    differences = np.asarray(differences, float)
+    if differences.ndim != 1 or not len(differences) or not np.isfinite(differences).all():
+        raise ValueError(f"The signed-rank test takes finite differences of shape (U,), got {differences!r}.")
+    moved = np.round(differences / TOLERANCE) * TOLERANCE  # what is equal on paper is a tie
+    moved = moved[moved != 0]
+    return float(wilcoxon(moved).pvalue) if len(moved) else 1.0
+
+
+def smallest_signed_rank_p(n: int) -> float:
+    """Give the smallest p that the two-sided signed-rank test can reach with n differences: all on one side, 2 of 2^n sign patterns."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Correct p values for their number, by Holm (1979): the chance of any false finding among them stays below the level.
+
+    The smallest is multiplied by their number, the next by one less, and so on; none becomes smaller than one before it, nor larger than 1.
+
+    Parameters
+    ----------
+    p : array, shape (M,)
+
+    Raises
+    ------
+    ValueError
+        If one is no probability. Leave out what was not tested.
+    """
+    p = np.asarray(p, float)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"Holm's correction takes probabilities of shape (M,), got {p!r}. Leave out what was not tested.")
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return corrected

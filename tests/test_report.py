@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from brainspeech import evaluate, report
-from brainspeech.evaluate import EvaluateConfig, TestSet
+from brainspeech.evaluate import EvaluateConfig
+from brainspeech.prediction import TestSet
 from brainspeech.records import Segment, Span
 
 CONFIG = EvaluateConfig(n_bootstrap=200, n_permutations=1999)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, wilcoxon
 
 from brainspeech import retrieval, statistics
 
@@ -163,3 +163,34 @@ def test_p_above_chance_is_uniform_under_the_null_and_finds_a_planted_effect():
     scores, truth, _, blocks = _simulate(np.random.default_rng(1), gain=0.6)
     hits = statistics.by_stimulus(statistics.column_ranks(scores) < 10, truth)[None]
     assert statistics.permutation_p(hits, statistics.shuffled_blocks(blocks, 2000, seed=0))[0] < 0.001
+
+
+def test_signed_ranks_are_scipys_without_the_zeros():
+    d = np.random.default_rng(0).normal(size=20)
+    assert statistics.signed_rank_p(d) == pytest.approx(wilcoxon(d).pvalue)
+    assert statistics.signed_rank_p([*d, 0.0, 1e-15]) == pytest.approx(wilcoxon(d).pvalue)  # what is 0 on paper is 0
+    assert statistics.signed_rank_p(np.zeros(9)) == 1
+    # ranks 1, 2, 3, 4 with the sign of 1 the other way: two of sixteen patterns reach it on either side
+    assert statistics.signed_rank_p([-1.0, 2.0, 3.0, 4.0]) == pytest.approx(4 / 16)
+    # two equal differences and a third: 1.5, 1.5, 3, all on one side
+    assert statistics.signed_rank_p([0.1 + 0.2, 0.3, 0.5]) == pytest.approx(2 / 8)
+    for bad in ([], [np.nan, 1.0], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="finite differences"):
+            statistics.signed_rank_p(bad)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_the_smallest_signed_rank_p_is_that_of_all_on_one_side(n):
+    assert statistics.signed_rank_p(np.arange(1.0, n + 1)) == pytest.approx(statistics.smallest_signed_rank_p(n))
+
+
+def test_holm_is_worked_out_by_hand():
+    # sorted: 0.005 x 4 = 0.02; 0.01 x 3 = 0.03; 0.03 x 2 = 0.06; 0.04 x 1 = 0.04, raised to 0.06
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(statistics.holm([0.4, 0.9]), [0.8, 0.9])
+    np.testing.assert_allclose(statistics.holm([0.7, 0.7]), [1, 1])
+    assert statistics.holm([0.2]) == [0.2]
+    assert len(statistics.holm([])) == 0
+    for bad in ([0.2, np.nan], [1.2], [[0.1]]):
+        with pytest.raises(ValueError, match="Leave out what was not tested"):
+            statistics.holm(bad)

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 
 from brainspeech.evaluate import RetrievalReport
 
-from . import brain, retrieval, runs
+from . import brain, decoded, ladder, retrieval, runs
 from .style import STYLE, Picture, label, percent, widest
 
 
@@ -34,6 +34,7 @@ def draw(report: RetrievalReport, history: Mapping[str, Sequence[Mapping[str, An
             pictures += [picture for picture in seen if picture is not None]
         if report.curves.get("spectrum"):
             pictures.append(brain.spectrum(report.curves["spectrum"]))
+        pictures += decoded.draw_decoded(report)
     return pictures
 
 
@@ -45,4 +46,15 @@ def draw_comparison(
         return [runs.forest(names, entries, differences, chance, k=k)]
 
 
-__all__ = ["Picture", "draw", "draw_comparison", "label", "percent", "widest"]
+def draw_ladder(rows: Sequence[Mapping[str, Any]], *, reference: str, k: int, axis: str | None, chosen: str | None) -> list[Picture]:
+    """Draw a ladder of variants: the differences first, then the curve where there is an axis, then the accuracies; see ``ladder``."""
+    with rc_context(STYLE):
+        seen = [
+            ladder.differences(rows, reference=reference, k=k),
+            None if axis is None else ladder.curve(rows, axis=axis, k=k, chosen=chosen),
+            ladder.accuracies(rows, k=k, chosen=chosen),
+        ]
+    return [picture for picture in seen if picture is not None]
+
+
+__all__ = ["Picture", "draw", "draw_comparison", "draw_ladder", "label", "percent", "widest"]

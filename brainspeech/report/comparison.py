@@ -129,36 +129,62 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(p[-n:]) for p in parts]
 
 
-def _difference(
-    first: tuple[Ranks | None, str],
-    other: tuple[Ranks | None, str],
-    k: int,
-    *,
-    folders: tuple[Path, Path],
-    n_permutations: int,
-    n_bootstrap: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Compare the leading rows of two runs window by window, or say why that is impossible."""
-    (a, lead_a), (b, lead_b) = first, other
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Hits of a row in two runs, window by window.
+
+    Parameters
+    ----------
+    first, other : array of bool, shape (n_seeds, W)
+        Whether the own candidate is among the k best; the runs may have different numbers of seeds.
+    subjects, blocks : array of str, shape (W,)
+    """
+
+    first: np.ndarray
+    other: np.ndarray
+    subjects: np.ndarray
+    blocks: np.ndarray
+
+    @property
+    def gain(self) -> np.ndarray:
+        """What the other run has more, hits averaged over its seeds; shape (W,)."""
+        return self.other.mean(0) - self.first.mean(0)
+
+
+def pair(first: tuple[Ranks | None, str], other: tuple[Ranks | None, str], k: int, *, folders: tuple[Path, Path]) -> Pairs | str:
+    """Put the windows of a row of two runs side by side, or say why that is impossible.
+
+    Parameters
+    ----------
+    first, other : tuple of (Ranks, row)
+    folders : tuple of Path
+        Of the two runs, for what is said.
+    """
+    (a, row_a), (b, row_b) = first, other
     if a is None or b is None:
         folder = folders[0] if a is None else folders[1]
-        return {"why": f"the ranks of {folder.name} were not kept; write them: brainspeech evaluate {folder}"}
+        return f"the ranks of {folder.name} were not kept; write them: brainspeech evaluate {folder}"
+    for ranks, row, folder in ((a, row_a, folders[0]), (b, row_b, folders[1])):
+        if row not in ranks.rows:
+            return f"the ranks of {folder.name} have no row {row} (but {', '.join(ranks.rows)}); write them: brainspeech evaluate {folder}"
     for what, of_a, of_b in (("candidates", a.candidates, b.candidates), ("windows", np.sort(a.windows), np.sort(b.windows))):
         if not np.array_equal(of_a, of_b):
-            return {"why": f"other {what}: {len(of_a)} and {len(of_b)}, {len(np.intersect1d(of_a, of_b))} in common"}
+            return f"other {what}: {len(of_a)} and {len(of_b)}, {len(np.intersect1d(of_a, of_b))} in common"
     order_a, order_b = np.argsort(a.windows), np.argsort(b.windows)
-    gain = (b.rows[lead_b][:, order_b] < k).mean(0) - (a.rows[lead_a][:, order_a] < k).mean(0)  # (W,)
-    subjects, blocks = a.subjects[order_a], a.blocks[order_a]
-    _, subject = np.unique(subjects, return_inverse=True)
-    _, block = np.unique(blocks, return_inverse=True)
+    return Pairs(a.rows[row_a][:, order_a] < k, b.rows[row_b][:, order_b] < k, a.subjects[order_a], a.blocks[order_a])
+
+
+def difference(pairs: Pairs, *, n_permutations: int, n_bootstrap: int, seed: int) -> dict[str, Any]:
+    """Give the mean gain with its two-way interval, and p by swapping the two runs block by block."""
+    _, subject = np.unique(pairs.subjects, return_inverse=True)
+    _, block = np.unique(pairs.blocks, return_inverse=True)
     shape = (int(subject.max()) + 1, int(block.max()) + 1)
-    counts = statistics.cell_sums(np.ones(len(gain)), subject, block, shape)[0]
-    limits = statistics.interval(statistics.cell_sums(gain, subject, block, shape), counts, n_bootstrap=n_bootstrap, seed=seed)
-    sums = np.bincount(block, weights=gain)
+    counts = statistics.cell_sums(np.ones(len(subject)), subject, block, shape)[0]
+    limits = statistics.interval(statistics.cell_sums(pairs.gain, subject, block, shape), counts, n_bootstrap=n_bootstrap, seed=seed)
+    sums = np.bincount(block, weights=pairs.gain)
     better, worse = statistics.swap_p(np.stack([sums, -sums]), n_permutations=n_permutations, seed=seed)
     return {
-        "value": float(gain.mean()),
+        "value": float(pairs.gain.mean()),
         "low": None if limits is None else float(limits[0, 0]),
         "high": None if limits is None else float(limits[0, 1]),
         "p": float(min(1.0, 2 * min(better, worse))),
@@ -167,12 +193,26 @@ def _difference(
     }
 
 
+def _difference(
+    first: tuple[Ranks | None, str], other: tuple[Ranks | None, str], k: int, *, folders: tuple[Path, Path], **options: int
+) -> dict[str, Any]:
+    """Compare the leading rows of two runs window by window, or say why that is impossible."""
+    pairs = pair(first, other, k, folders=folders)
+    return {"why": pairs} if isinstance(pairs, str) else difference(pairs, **options)
+
+
 def _differing(reports: Sequence[RetrievalReport]) -> dict[str, list[str]]:
     """Name the constants, and versions, that are not the same in all runs."""
-    flat = [dict(_flatten({k: r.provenance.get(k, {}) for k in ("recipe", "versions", "commit", "device")})) for r in reports]
+    flat = [constants(report) for report in reports]
     names = list(dict.fromkeys(name for values in flat for name in values))
-    shown = {name.removeprefix("recipe."): [_short(values.get(name, "-")) for values in flat] for name in names}
+    shown = {name: [values.get(name, "-") for values in flat] for name in names}
     return {name: values for name, values in shown.items() if len(set(values)) > 1}
+
+
+def constants(report: RetrievalReport) -> dict[str, str]:
+    """Write down the constants of a run, and the versions it ran with, one by one."""
+    kept = {key: report.provenance.get(key, {}) for key in ("recipe", "versions", "commit", "device")}
+    return {name.removeprefix("recipe."): _short(value) for name, value in _flatten(kept)}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from brainspeech import figures
-from brainspeech.evaluate import RetrievalReport, TestSet, plain
+from brainspeech.evaluate import RetrievalReport, plain
+from brainspeech.prediction import TestSet
 from brainspeech.retrieval import ranks_from_scores
 
 from .page import page

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from brainspeech.evaluate import RetrievalReport
 from brainspeech.figures import Picture, label
 
+from . import decoded
 from .words import cells_of, counted, counts, dropped_cells, headline, leak_cells, leak_sentence
 
 CSS = """
@@ -23,6 +24,7 @@ main { max-width: 1120px; margin: 0 auto; padding: 28px 16px 64px; }
 h1 { font-size: clamp(1.35rem, 1rem + 1.6vw, 1.9rem); line-height: 1.2; margin: 0 0 4px; text-wrap: balance; }
 h2 { font-size: 1.2rem; margin: 44px 0 10px; }
 h3 { font-size: 1rem; line-height: 1.35; margin: 0 0 10px; text-wrap: balance; }
+main > h3 { margin-top: 28px; }
 p { margin: 0 0 12px; max-width: 72ch; }
 .quiet, figcaption, .small { color: var(--muted); font-size: .875rem; }
 .finding { font-size: 1.1rem; margin-top: 18px; }
@@ -60,6 +62,7 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; }
 # Figures that have a section of their own, by name.
 SIGNAL = ("attention", "sensors", "bands", "lags")
 RECORDINGS = ("spectrum",)
+DECODED = ("decoded_words", "decoded_repeats", "decoded_regression")
 
 
 def page(report: RetrievalReport, pictures: Iterable[Picture] = ()) -> str:
@@ -71,7 +74,7 @@ def page(report: RetrievalReport, pictures: Iterable[Picture] = ()) -> str:
     notes = [w for w in report.warnings if w not in report.alarms]
     meanings = "".join(f"<dt>{e(label(n))}</dt><dd>{e(row['meaning'])}</dd>" for n, row in report.rows.items() if row["meaning"])
     methods = "".join(f"<dt>{e(METHODS.get(name, name))}</dt><dd>{e(text)}</dd>" for name, text in report.methods.items())
-    signal, recordings = ([p for p in pictures if p.name in names] for names in (SIGNAL, RECORDINGS))
+    signal, recordings, what = ([p for p in pictures if p.name in names] for names in (SIGNAL, RECORDINGS, DECODED))
     return document(
         title,
         [
@@ -81,8 +84,9 @@ def page(report: RetrievalReport, pictures: Iterable[Picture] = ()) -> str:
             _table(report),
             '<p class="small">Accuracies in % over all windows, with their interval below; rank 0 is best. Ties count as misses.</p>',
             "<h2>Figures</h2>",
-            show([p for p in pictures if p not in signal and p not in recordings]),
+            show([p for p in pictures if p not in (*signal, *recordings, *what)]),
             _examples(report),
+            _decoded(report, what),
             ("<h2>What the encoder reads in the signal</h2>" + show(signal)) if signal else "",
             _recordings(report, recordings),
             "<h2>Candidates that do not overlap</h2>",
@@ -125,6 +129,15 @@ def _recordings(report: RetrievalReport, pictures: Sequence[Picture]) -> str:
     header, body = leak_cells(report)
     flagged = tabulate(header, body, words=True) if body else ""
     return "<h2>The recordings</h2>" + (f"<p>{html.escape(sentence)}</p>" if sentence else "") + flagged + show(pictures)
+
+
+def _decoded(report: RetrievalReport, pictures: Sequence[Picture]) -> str:
+    lines = []
+    for part in decoded.parts(report):
+        lines.append(f"<h3>{html.escape(part.title)}</h3>" + "".join(f"<p>{html.escape(text)}</p>" for text in part.sentences))
+        lines.append(tabulate(part.header, part.body, classes=part.classes) if part.body else "")
+        lines.append(itemise(part.notes))
+    return ("<h2>What is decoded</h2>" + "".join(lines) + show(pictures)) if lines else ""
 
 
 METHODS = {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from brainspeech.evaluate import RetrievalReport
 from brainspeech.figures import Picture, label, percent, widest
+
+from . import decoded
+from .saying import many, markdown_table, plain_table, say_entry, say_p
 
 NOTHING = "-"
 
@@ -43,28 +46,6 @@ def counts(report: RetrievalReport) -> str:
     return ", ".join(parts)
 
 
-def many(n: int, noun: str) -> str:
-    """Write a number of things: ``1 seed``, ``1,200 windows``."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def say_p(value: float | None) -> str:
-    """Write a p value, ``-`` where there is none."""
-    if value is None:
-        return "-"
-    return f"p = {value:.3f}" if value >= 0.001 else f"p = {value:.1g}"
-
-
-def say_entry(entry: Mapping[str, float | None], *, short: bool = False) -> str:
-    """Write an accuracy in percent with its interval; ``short`` without the sign."""
-    digits = 1
-    value = percent(entry["value"], digits)
-    if entry["low"] is None:
-        return value
-    limits = f"{100 * (entry['low'] or 0):.{digits}f}, {100 * (entry['high'] or 0):.{digits}f}"
-    return f"{value[:-2] if short else value} [{limits}]"
-
-
 def cells_of(report: RetrievalReport, *, disjoint: bool = False) -> tuple[list[str], list[list[str]]]:
     """Give the header and the rows of the main table, or of the one without overlapping candidates."""
     source: Mapping[str, Any] = report.disjoint if disjoint else {"rows": report.rows, "chance": report.chance}
@@ -93,16 +74,6 @@ def table(report: RetrievalReport) -> str:
     lines += ["", f"[low, high]: {report.methods['interval']}"]
     lines += [f"note: {warning}" for warning in report.warnings if warning not in report.alarms]
     return "\n".join(lines)
-
-
-def plain_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lay out cells in columns, the first to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in [header, *body]
-    ]
-    return [lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]
 
 
 def dropped_cells(report: RetrievalReport) -> tuple[list[str], list[list[str]]]:
@@ -163,6 +134,7 @@ def markdown(report: RetrievalReport, pictures: Iterable[Picture] = ()) -> str:
     notes = [w for w in report.warnings if w not in report.alarms]
     if notes:
         lines += ["## Notes", "", *(f"- {note}" for note in notes), ""]
+    lines += decoded.markdown(report)
     if leak_sentence(report):
         lines += ["## Sensors and the sound", "", leak_sentence(report), ""]
         lines += [*markdown_table(*leak_cells(report)), ""] if leak_cells(report)[1] else []
@@ -181,9 +153,3 @@ def markdown(report: RetrievalReport, pictures: Iterable[Picture] = ()) -> str:
 
 def _marked(candidate: Mapping[str, Any]) -> str:
     return f"**{candidate['text']}**" if candidate["correct"] else candidate["text"]
-
-
-def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lay out cells as the lines of a markdown table."""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in body]
-    return [f"| {' | '.join(header)} |", f"| {' | '.join('---' for _ in header)} |", *(f"| {' | '.join(line)} |" for line in rows)]

@@ -1,0 +1,526 @@
+"""The variants of a recipe side by side: the accuracy of each, its difference from one of them with two tests, what validation chooses.
+
+A ladder is what a paper's table of ablations is: one run per variant, all else equal. Differences are taken window by window where windows
+and candidates are the same; which variant is chosen is for the validation split, never for the figures on the test split.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brainspeech import cache, retrieval, segments, statistics
+from brainspeech.evaluate import RetrievalReport
+from brainspeech.figures import label
+
+from .comparison import Pairs, constants, difference, pair
+from .files import Ranks, load, load_history, load_ranks
+from .words import many
+
+LEVEL = 0.05
+FIT_ERRORS = 2  # a difference within so many standard errors over seeds may be the luck of the fits
+FEW_SUBJECTS = 6  # 2^-4 is the smallest p of five subjects: none of them can show anything at 5 %
+VALID_K = 10  # what a fit writes down of its validation is top-10
+NOT_A_VARIANT = ("title", "name")  # constants that say nothing of what is computed
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Variants side by side, as plain values; ``asdict`` gives ladder.json.
+
+    Parameters
+    ----------
+    title : str
+    reference : str
+        The variant that the others are compared with.
+    k : int
+        Differences and tests are of top-k accuracy.
+    ks : tuple of int
+        The k of the accuracies.
+    rows : tuple of dict
+        Of each variant, in order: ``name``, ``sentence``, ``kind`` ("fit"; "chance" for the row that needs none), ``x`` (None without an
+        axis), ``folder``, ``missing`` (why it has no result, or None), ``published`` ({``value``, ``sd``}), ``changes`` ({constant: [of the
+        reference, of this variant]}), ``alarms``; and, None where there is no result, ``n_windows``, ``n_candidates``, ``subjects``,
+        ``blocks``, ``folds``, ``seeds``, ``row``, ``chance`` ({"top10": fraction}), ``accuracy`` ({"top10": {``value``, ``low``, ``high``,
+        ``sd``, ``seeds``}}), ``validation`` ({``value``, ``sd``, ``fits``, ``epochs``, ``n_candidates``, ``windows``, a digest}),
+        ``difference`` ({``value``, ``low``, ``high``, ``fit_error``, ``beyond_fits``} or {``why``}), ``subjects_test`` and ``blocks_test``
+        ({``p``, ``holm``, ``n``, ``smallest``, and over subjects ``better``, ``worse``, ``equal``}).
+    axis : str or None
+        What ``x`` is.
+    chosen : str or None
+        The variant with the highest validation accuracy.
+    choice : str
+        What validation chooses, or why it does not, in a sentence.
+    compared : int
+        Rows that were tested: the number that Holm's correction is for.
+    source : str
+        Where the published numbers stand.
+    warnings : tuple of str
+        What a reader has to know.
+    """
+
+    title: str
+    reference: str
+    k: int
+    ks: tuple[int, ...]
+    rows: tuple[dict[str, Any], ...]
+    axis: str | None
+    chosen: str | None
+    choice: str
+    compared: int
+    source: str
+    warnings: tuple[str, ...]
+
+    @property
+    def alarms(self) -> list[str]:
+        """What makes the table doubtful: variants without a result, and the alarms of the runs."""
+        out = [f"{label(row['name'])} has no result: {row['missing']}" for row in self.rows if row["missing"]]
+        return out + [f"{label(row['name'])}: {alarm}" for row in self.rows for alarm in row["alarms"]]
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        """Give the row of a variant; KeyError if there is none."""
+        return {row["name"]: row for row in self.rows}[name]
+
+
+def ladder(
+    runs: Mapping[str, str | os.PathLike],
+    *,
+    reference: str,
+    title: str = "",
+    names: Mapping[str, str] | None = None,
+    axis: str | None = None,
+    values: Mapping[str, float] | None = None,
+    published: Mapping[str, float | Sequence[float]] | None = None,
+    source: str = "",
+    chance: str | None = None,
+    failed: Mapping[str, str] | None = None,
+    row: str | None = None,
+    n_permutations: int = 10_000,
+    n_bootstrap: int = 10_000,
+    seed: int = 0,
+) -> Ladder:
+    """Put the runs of a recipe's variants side by side, each compared with the reference.
+
+    Parameters
+    ----------
+    runs : mapping of str to path
+        Run folder of each variant, in the order of the table. A folder without a report is listed with the reason.
+    reference : str
+        The variant that the others are compared with.
+    names : mapping of str to str
+        A sentence for each variant.
+    axis : str, optional
+        What is varied along a curve, with its unit, such as "lag, s"; the table then follows ``values``.
+    values : mapping of str to float
+        Where each variant stands on the axis.
+    published : mapping of str to float or (float, float)
+        Published top-10 accuracy of a variant and its standard deviation over seeds, as fractions.
+    source : str
+        Where they are published.
+    chance : str, optional
+        Name of a first row that needs no fit: k / N of the reference's candidates.
+    failed : mapping of str to str
+        Variants that did not come to their report, and why.
+    row : str, optional
+        The row of each report that is compared; its leading row otherwise.
+    n_permutations, n_bootstrap, seed : int
+        Of the tests and intervals of the differences. Intervals of accuracies are those of the runs' reports.
+
+    Returns
+    -------
+    Ladder
+
+    Raises
+    ------
+    ValueError
+        If there is no variant besides the reference, the reference is none of them, one folder stands for two, a variant has no place on
+        the axis, a published number is no fraction, or the runs share no k of top-k.
+    RuntimeError
+        If no variant has a result.
+    """
+    failed = dict(failed or {})
+    folders = {name: Path(folder) for name, folder in runs.items()}
+    order = list(dict.fromkeys([*folders, *failed]))
+    _check(order, folders, reference=reference, axis=axis, values=values, published=published, chance=chance)
+    if axis is not None and values is not None:
+        order.sort(key=lambda name: values[name])
+    reports, missing = _read(order, folders, failed, row)
+    ks, k = _shared_ks(reports)
+    rows = [
+        _describe(name, reports.get(name), missing.get(name), folders.get(name), row=row, ks=ks)
+        | {
+            "sentence": (names or {}).get(name, ""),
+            "x": None if axis is None or values is None else float(values[name]),
+            "published": _published(published, name),
+            "changes": _changes(reports.get(reference), reports.get(name)),
+        }
+        for name in order
+    ]
+    ranks = _ranks_of(rows)
+    for entry in rows:
+        _add_seeds(entry, ranks.get(entry["name"]), ks)
+    compared = _compare(rows, ranks, reference, k, n_permutations=n_permutations, n_bootstrap=n_bootstrap, seed=seed)
+    chosen, choice = _choose(rows, reference)
+    said = _warnings(rows, reports, reference, compared, k)
+    if chance is not None:
+        rows.insert(0, _chance_row(chance, next(r for r in rows if r["name"] == reference), ks, names, published))
+    said += _unmet(rows, published, k)
+    return Ladder(title, reference, k, ks, tuple(rows), axis, chosen, choice, compared, source, tuple(said))
+
+
+def _check(
+    order: Sequence[str],
+    folders: Mapping[str, Path],
+    *,
+    reference: str,
+    axis: str | None,
+    values: Mapping[str, float] | None,
+    published: Mapping[str, float | Sequence[float]] | None,
+    chance: str | None,
+) -> None:
+    """Refuse what cannot become a table."""
+    if reference not in order:
+        raise ValueError(f"The reference {reference!r} is none of the variants: {', '.join(order) or 'there are none'}.")
+    if len(order) < 2:
+        raise ValueError(f"A ladder needs a variant besides the reference, got {reference!r} alone.")
+    if chance in order:
+        raise ValueError(f"The row of chance cannot be named as a variant is: {chance!r}.")
+    seen: dict[Path, str] = {}
+    for name, folder in folders.items():
+        other = seen.setdefault(folder.resolve(), name)
+        if other != name:
+            raise ValueError(f"Each run can stand in a ladder once, got {folder} for {other!r} and {name!r}.")
+    if (axis is None) is not (values is None):
+        raise ValueError("A curve needs both axis, such as 'lag, s', and values, the place of each variant on it; got one of them.")
+    lost = [name for name in order if values is not None and not math.isfinite(values.get(name, math.nan))]
+    if lost:
+        raise ValueError(f"Each variant needs a finite place on the axis {axis!r}; values has none for {', '.join(lost)}.")
+    for name in published or {}:
+        entry = _published(published, name)
+        if not all(0 <= value <= 1 for value in (entry or {}).values() if value is not None):
+            raise ValueError(f"Published accuracies are fractions between 0 and 1, got {(published or {})[name]} for {name!r}.")
+
+
+def _read(
+    order: Sequence[str], folders: Mapping[str, Path], failed: Mapping[str, str], row: str | None
+) -> tuple[dict[str, RetrievalReport], dict[str, str]]:
+    """Read the reports that there are; {variant: why it has none} of the others."""
+    reports: dict[str, RetrievalReport] = {}
+    missing = dict(failed)
+    for name in order:
+        if name in missing:
+            continue
+        try:
+            report = load(folders[name])
+        except (FileNotFoundError, ValueError) as error:
+            missing[name] = str(error)
+            continue
+        if row is not None and row not in report.rows:
+            missing[name] = f"its report has no row {row!r}, only {', '.join(report.rows)}"
+        else:
+            reports[name] = report
+    if not reports:
+        raise RuntimeError(
+            "No variant has a result, so there is nothing to compare: " + "; ".join(f"{name}: {why}" for name, why in missing.items())
+        )
+    return reports, missing
+
+
+def _shared_ks(reports: Mapping[str, RetrievalReport]) -> tuple[tuple[int, ...], int]:
+    """Give the k that all reports have, and the widest of them that can be missed in all."""
+    shared = set.intersection(*({int(key[3:]) for key in r.chance if key.startswith("top")} for r in reports.values()))
+    if not shared:
+        raise ValueError("The variants share no k of top-k. Evaluate them with the same evaluate.topk.")
+    fewest = min(r.n_candidates for r in reports.values())
+    k = max([k for k in shared if k < fewest], default=min(shared))
+    return tuple(sorted({min(shared), k}, reverse=True)), k
+
+
+# ---------------------------------------------------------------------------------------------------------------------- one variant
+
+
+def _describe(
+    name: str, report: RetrievalReport | None, missing: str | None, folder: Path | None, *, row: str | None, ks: Sequence[int]
+) -> dict[str, Any]:
+    """Say of a variant what its own report says; all None where there is no report."""
+    out: dict[str, Any] = {"name": name, "kind": "fit", "folder": None if folder is None else str(folder), "missing": missing, "alarms": []}
+    counts = ("n_windows", "n_candidates", "subjects", "blocks", "folds")
+    tests = ("difference", "subjects_test", "blocks_test")
+    if report is None or folder is None:
+        return out | dict.fromkeys((*counts, *tests, "seeds", "row", "chance", "accuracy", "validation"))
+    lead = row or report.curves["lead"]
+    entries = {f"top{k}": report.rows[lead][f"top{k}"] | {"sd": None, "seeds": []} for k in ks}
+    return (
+        out
+        | {count: getattr(report, count) for count in counts}
+        | dict.fromkeys(tests)
+        | {
+            "seeds": list(report.seeds),
+            "row": lead,
+            "chance": {f"top{k}": report.chance[f"top{k}"] for k in ks},
+            "accuracy": entries,
+            "validation": _validation(folder, lead),
+            "alarms": list(report.alarms),
+        }
+    )
+
+
+def _chance_row(
+    name: str,
+    reference: Mapping[str, Any],
+    ks: Sequence[int],
+    names: Mapping[str, str] | None,
+    published: Mapping[str, float | Sequence[float]] | None,
+) -> dict[str, Any]:
+    """Make the row that needs no fit: k / N of the reference's candidates."""
+    n = reference["n_candidates"]
+    out = dict.fromkeys(reference) | {"name": name, "kind": "chance", "alarms": [], "changes": {}, "published": _published(published, name)}
+    out["sentence"] = (names or {}).get(name, "guessing: k / N, without a fit")
+    if n is None:
+        return out | {"missing": "the number of candidates is not known without the reference"}
+    guesses = {f"top{k}": retrieval.chance(k, n) for k in ks}
+    nothing: dict[str, Any] = {"low": None, "high": None, "sd": None, "seeds": []}
+    return out | {"n_candidates": n, "chance": guesses, "accuracy": {key: {"value": v, **nothing} for key, v in guesses.items()}}
+
+
+def _published(published: Mapping[str, float | Sequence[float]] | None, name: str) -> dict[str, float | None] | None:
+    if published is None or name not in published:
+        return None
+    given = published[name]
+    value, *rest = [float(x) for x in given] if isinstance(given, Sequence) else [float(given)]
+    return {"value": value, "sd": rest[0] if rest else None}
+
+
+def _changes(reference: RetrievalReport | None, report: RetrievalReport | None) -> dict[str, list[str]]:
+    """Name the constants, and versions, of a variant that are not those of the reference."""
+    if reference is None or report is None or reference is report:
+        return {}
+    here, there = constants(reference), constants(report)
+    both = {name: [here.get(name, "-"), there.get(name, "-")] for name in {**here, **there} if name not in NOT_A_VARIANT}
+    return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
+
+
+def _validation(folder: Path, row: str) -> dict[str, Any] | None:
+    """Average the validation accuracy of a row's fits, each at the epoch that was kept: the one with the lowest validation loss."""
+    fits = {name: epochs for name, epochs in load_history(folder).items() if name == row or name.startswith(f"{row} (")}
+    kept = []
+    for epochs in fits.values():
+        known = [e for e in epochs if e.get("valid_loss") is not None and e.get("valid_top10") is not None]
+        if known:
+            kept.append(min(known, key=lambda e: e["valid_loss"]))
+    if not kept:
+        return None
+    found = [float(e["valid_top10"]) for e in kept]
+    n_candidates, windows = _valid_windows(folder)
+    return {
+        "value": float(np.mean(found)),
+        "sd": float(np.std(found, ddof=1)) if len(found) > 1 else None,
+        "fits": len(found),
+        "epochs": [int(e["epoch"]) for e in kept],
+        "n_candidates": n_candidates,
+        "windows": windows,
+    }
+
+
+def _valid_windows(folder: Path) -> tuple[float | None, str | None]:
+    """Give the number of validation's candidates, averaged over folds, and a digest of its windows; None where a run kept no segments."""
+    path = folder / "segments.json"
+    if not path.is_file():
+        return None, None
+    folds = [[s for s in fold.segments if s.split == "valid"] for fold in segments.load(path)]
+    n = float(np.mean([len({s.stimulus_id for s in fold}) for fold in folds]))
+    return n, cache.digest([sorted(f"{s.recording} {s.stimulus_id}" for s in fold) for fold in folds])
+
+
+# ---------------------------------------------------------------------------------------------------------------- against the reference
+
+
+def _ranks_of(rows: Sequence[dict[str, Any]]) -> dict[str, Ranks | str | None]:
+    """Read the ranks of every variant with a result; a sentence where they cannot be read."""
+    out: dict[str, Ranks | str | None] = {}
+    for row in rows:
+        if not row["missing"]:
+            try:
+                out[row["name"]] = load_ranks(row["folder"])
+            except RuntimeError as error:
+                out[row["name"]] = str(error)
+    return out
+
+
+def _add_seeds(row: dict[str, Any], ranks: Ranks | str | None, ks: Sequence[int]) -> None:
+    """Put the accuracy of each seed beside the mean of all, and their standard deviation."""
+    if not isinstance(ranks, Ranks) or row["row"] not in ranks.rows:
+        return
+    for k in ks:
+        each = (ranks.rows[row["row"]] < k).mean(1)
+        row["accuracy"][f"top{k}"] |= {"seeds": [float(x) for x in each], "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None}
+
+
+def _compare(rows: Sequence[dict[str, Any]], ranks: Mapping[str, Ranks | str | None], reference: str, k: int, **options: int) -> int:
+    """Compare every row with the reference and correct the p values of each test for their number, which is returned."""
+    first = next(row for row in rows if row["name"] == reference)
+    tested = []
+    for row in rows:
+        if row is first:
+            continue
+        pairs = _pairs(first, row, ranks, k)
+        if isinstance(pairs, str):
+            row["difference"] = {"why": pairs}
+            continue
+        found = difference(pairs, **options)
+        error = _fit_error(pairs)
+        row["difference"] = {key: found[key] for key in ("value", "low", "high")} | {
+            "fit_error": error,
+            "beyond_fits": None if error is None else abs(found["value"]) > FIT_ERRORS * error,
+        }
+        row["subjects_test"] = over_subjects(pairs)
+        n_blocks = len(np.unique(pairs.blocks))
+        row["blocks_test"] = {"p": found["p"], "n": n_blocks, "smallest": min(1.0, 2.0 ** (1 - n_blocks))}
+        tested.append(row)
+    for test in ("subjects_test", "blocks_test"):
+        for row, corrected in zip(tested, statistics.holm([row[test]["p"] for row in tested]), strict=True):
+            row[test]["holm"] = float(corrected)
+    return len(tested)
+
+
+def _pairs(first: Mapping[str, Any], other: Mapping[str, Any], ranks: Mapping[str, Ranks | str | None], k: int) -> Pairs | str:
+    """Put the windows of a variant beside those of the reference, or say why that is impossible."""
+    if other["missing"]:
+        return "no result"
+    if first["missing"]:
+        return "the reference has no result"
+    a, b = ranks[first["name"]], ranks[other["name"]]
+    if isinstance(a, str):
+        return a
+    if isinstance(b, str):
+        return b
+    return pair((a, first["row"]), (b, other["row"]), k, folders=(Path(first["folder"]), Path(other["folder"])))
+
+
+def _fit_error(pairs: Pairs) -> float | None:
+    """Give the standard error of a difference that comes from the fits alone; None where one of the two has one seed."""
+    n = [len(pairs.first), len(pairs.other)]
+    if min(n) < 2:
+        return None
+    return math.sqrt(sum(float(np.var(hits.mean(1), ddof=1)) / len(hits) for hits in (pairs.first, pairs.other)))
+
+
+def over_subjects(pairs: Pairs) -> dict[str, Any]:
+    """Test by signed ranks the differences of the subjects' accuracies, each averaged over seeds.
+
+    Returns
+    -------
+    dict
+        ``p``, two-sided; ``n`` subjects; in how many the variant is ``better``, ``worse``, ``equal``; the ``smallest`` p of n subjects.
+    """
+    subjects, of = np.unique(pairs.subjects, return_inverse=True)
+    per_subject = np.bincount(of, weights=pairs.gain) / np.bincount(of)
+    moved = np.where(np.abs(per_subject) > statistics.TOLERANCE, np.sign(per_subject), 0)
+    return {
+        "p": statistics.signed_rank_p(per_subject),
+        "n": len(subjects),
+        "better": int((moved > 0).sum()),
+        "worse": int((moved < 0).sum()),
+        "equal": int((moved == 0).sum()),
+        "smallest": statistics.smallest_signed_rank_p(len(subjects)),
+    }
+
+
+def _choose(rows: Sequence[Mapping[str, Any]], reference: str) -> tuple[str | None, str]:
+    """Find the variant with the highest validation accuracy on the same windows, or say why validation cannot choose."""
+    there = [row for row in rows if not row["missing"]]
+    known = [row for row in there if row["validation"] is not None]
+    silent = [label(row["name"]) for row in there if row["validation"] is None]
+    ours = next((row for row in known if row["name"] == reference), known[0] if known else None)
+    same = [row for row in known if ours and row["validation"]["windows"] == ours["validation"]["windows"]]
+    other = [label(row["name"]) for row in known if row not in same]
+    left = f" Not asked, since their fits kept no validation accuracy: {', '.join(silent)}." if silent else ""
+    left += (
+        f" Not asked, since their validation windows are others than those of {label(same[0]['name'])}: {', '.join(other)}."
+        if other
+        else ""
+    )
+    if len(same) < 2:
+        return None, "Validation cannot choose: fewer than two variants have an accuracy on the same validation windows." + left
+    best = max(row["validation"]["value"] for row in same)
+    equal = [label(row["name"]) for row in same if row["validation"]["value"] == best]
+    chosen = next(row["name"] for row in same if row["validation"]["value"] == best)
+    text = f"Validation chooses {equal[0]}: top-{VALID_K} {100 * best:.1f} % on the validation split"
+    text += f", as do {', '.join(equal[1:])} (the first in the table is taken)" if len(equal) > 1 else ""
+    if same[0]["validation"]["windows"] is None:
+        text += "; the runs did not keep their segments, so that these are the same windows is taken on trust"
+    return chosen, f"{text}.{left}"
+
+
+def _warnings(
+    rows: Sequence[Mapping[str, Any]],
+    reports: Mapping[str, RetrievalReport],
+    reference: str,
+    compared: int,
+    k: int,
+) -> list[str]:
+    """Say what a reader of the table has to know."""
+    there = [row for row in rows if not row["missing"]]
+    out = [*_uneven(there, "seeds", lambda row: len(row["seeds"]), "each row is the mean of its own")]
+    out += _uneven(
+        there, "candidates", lambda row: row["n_candidates"], "chance changes with them, and accuracies answer different questions"
+    )
+    out += _uneven(there, "subjects", lambda row: row["subjects"], "the rows are not about the same listeners")
+    if any(len(row["seeds"]) == 1 for row in there):
+        out.append(
+            "One seed each is the luck of one fit: it has no standard deviation, and no test here knows of it. Run more (--seeds 3)."
+        )
+    few = sorted({row["subjects_test"]["n"] for row in there if row["subjects_test"]})
+    for n in few:
+        smallest = statistics.smallest_signed_rank_p(n)
+        if n < FEW_SUBJECTS or min(1.0, compared * smallest) > LEVEL:
+            out.append(
+                f"The signed-rank test over {many(n, 'subject')} cannot give p below {smallest:.2g}, and after Holm's correction for "
+                f"{many(compared, 'row')} the smallest of them not below {min(1.0, compared * smallest):.2g}."
+            )
+    same = [
+        label(row["name"])
+        for row in there
+        if row["name"] != reference and reference in reports and not row["changes"] and _has_recipe(reports, row)
+    ]
+    if same:
+        out.append(f"No constant of {', '.join(same)} differs from those of {label(reference)}: is it a variant?")
+    lost = [row["name"] for row in there if row["accuracy"][f"top{k}"]["seeds"] == []]
+    if lost:
+        out.append(
+            f"The ranks of {', '.join(map(label, lost))} were not kept: there is no standard deviation over seeds and no test for them."
+        )
+    return out
+
+
+def _unmet(rows: Sequence[Mapping[str, Any]], published: Mapping[str, float | Sequence[float]] | None, k: int) -> list[str]:
+    """Say which published numbers the table does not show."""
+    if published and k != VALID_K:
+        return [f"Published numbers are top-{VALID_K} and are left out: here top-{k} is the widest that can be missed."]
+    there = {row["name"] for row in rows}
+    unmet = [label(name) for name in published or {} if name not in there]
+    return [f"Published, but no variant of this table: {', '.join(unmet)}."] if unmet else []
+
+
+def _has_recipe(reports: Mapping[str, RetrievalReport], row: Mapping[str, Any]) -> bool:
+    return bool(reports[row["name"]].provenance.get("recipe"))
+
+
+def _uneven(rows: Sequence[Mapping[str, Any]], noun: str, count: Callable[[Mapping[str, Any]], int], so: str) -> list[str]:
+    """Say which variants have how many of something where they do not all have the same number."""
+    groups: dict[int, list[str]] = {}
+    for row in rows:
+        groups.setdefault(count(row), []).append(label(row["name"]))
+    if len(groups) < 2:
+        return []
+    return [f"Numbers of {noun} differ, {', '.join(f'{n:,} ({_names(names)})' for n, names in sorted(groups.items()))}: {so}."]
+
+
+def _names(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
