@@ -1,8 +1,15 @@
-"""A trained module as one folder: weights (safetensors), config.json, statistics.json. Nothing in it is executed when it is read."""
+"""A trained module as one folder: weights (safetensors), config.json, statistics.json, a model card; and that folder on a hub.
+
+Nothing in it is executed when it is read. config.json keeps the SHA-256 of the other files, so that a file that was changed or cut is told
+from a whole one even where its size is right. From a hub come files of these names only.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,7 +27,13 @@ CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 STATISTICS = "statistics.json"
 EXTRA = "extra.safetensors"
-FILES = (CONFIG, WEIGHTS, STATISTICS, EXTRA)
+CARD = "README.md"
+FILES = (CONFIG, WEIGHTS, STATISTICS, EXTRA, CARD)
+# What a release may hold besides: nothing that anything runs.
+UPLOADED = (".safetensors", ".json", ".md", ".html", ".png")
+SUMS = "SHA256SUMS"
+# What save itself writes into config.json.
+RESERVED = {"model", "model_config", "version", "statistics", "digests"}
 
 
 class Saved(NamedTuple):
@@ -39,6 +52,7 @@ def save(
     config: Mapping[str, Any],
     statistics: Mapping[str, Any] | None = None,
     extra: Mapping[str, Tensor] | None = None,
+    card: str | None = None,
 ) -> Path:
     """Save a module with all that is needed to use it again; an earlier save in the folder is replaced in one step.
 
@@ -53,6 +67,8 @@ def save(
     statistics : mapping, optional
         JSON-able; what the batches were scaled with.
     extra : mapping of tensors, optional
+    card : str, optional
+        The model card, markdown.
 
     Raises
     ------
@@ -64,11 +80,13 @@ def save(
     if not _is_known(name) or model_config is None:
         known = ", ".join(sorted(models.MODELS))
         raise ValueError(f"Expected a module that models.build made (one of {known}), got {type(module).__name__} named {name!r}.")
-    reserved = sorted({"model", "model_config", "version", "statistics"} & config.keys())
+    reserved = sorted(RESERVED & config.keys())
     if reserved:
         raise ValueError(f"The config's {', '.join(reserved)} are written by save itself. Leave them out.")
-    if folder.exists() and (not folder.is_dir() or (foreign := sorted(p.name for p in folder.iterdir() if p.name not in FILES))):
-        found = ", ".join(foreign[:5]) if folder.is_dir() else "it is a file"
+    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in there if name not in FILES or CONFIG not in there]  # a README alone is somebody's, not a card
+    if foreign or (folder.exists() and not folder.is_dir()):
+        found = ", ".join(foreign[:5]) or "it is a file"
         raise ValueError(f"{folder}: expected a folder that is new or holds an earlier save, but found {found}. Save to another folder.")
     entry = {
         "model": name,
@@ -78,17 +96,20 @@ def save(
         **config,
     }
     try:
-        text = json.dumps(entry, indent=1, allow_nan=False)
+        json.dumps(entry, allow_nan=False)
         statistics_text = json.dumps(statistics, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"The config and the statistics must be JSON (finite numbers, text, lists, dicts): {error}.") from error
     with replacing(folder) as temporary:
         write_tensors(temporary / WEIGHTS, module.state_dict())
-        (temporary / CONFIG).write_text(text + "\n")
         if statistics:
             (temporary / STATISTICS).write_text(statistics_text + "\n")
         if extra:
             write_tensors(temporary / EXTRA, extra)
+        digests = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / CONFIG).write_text(json.dumps(entry | {"digests": digests}, indent=1) + "\n")
+        if card is not None:
+            (temporary / CARD).write_text(card, encoding="utf-8")
     return folder
 
 
@@ -100,11 +121,13 @@ def load(folder: str | Path) -> Saved:
     FileNotFoundError
         If the folder or one of its files is missing.
     RuntimeError
-        If a file is damaged, or the weights do not fit the model that the config describes.
+        If a file is damaged, if it is not the one that was saved (by its digest), or the weights do not fit the model that the config
+        describes.
     """
     folder = Path(folder)
     recover(folder)
     config = _read_json(folder / CONFIG)
+    _check_digests(folder, config)
     name, model_config = config.get("model"), config.get("model_config")
     if isinstance(name, str) and ":" in name and not _is_known(name):
         raise RuntimeError(f"{folder / CONFIG}: the model {name!r} is somebody's own; import its module first, if you trust it.")
@@ -116,7 +139,7 @@ def load(folder: str | Path) -> Saved:
         )
     module = models.build(name, **model_config)
     load_state(module, read_tensors(folder / WEIGHTS), where=str(folder / WEIGHTS))
-    statistics = _read_json(folder / config["statistics"]) if config.get("statistics") else None
+    statistics = _read_json(folder / STATISTICS) if config.get("statistics") else None
     extra = read_tensors(folder / EXTRA) if (folder / EXTRA).exists() else {}
     return Saved(module.eval(), config, statistics, extra)
 
@@ -124,6 +147,27 @@ def load(folder: str | Path) -> Saved:
 def _is_known(name: Any) -> bool:
     """Whether a model is the package's own, or module:Class of a module that was imported already: a file's word imports nothing."""
     return isinstance(name, str) and (name in models.MODELS or (":" in name and name.split(":")[0] in sys.modules))
+
+
+def sha256(path: str | Path) -> str:
+    """Compute the SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digests(folder: Path, config: Mapping[str, Any]) -> None:
+    """Compare the files with the digests that were kept when they were saved; a folder of an earlier version has none."""
+    kept = config.get("digests", {})
+    if not isinstance(kept, dict) or not set(kept) <= set(FILES):
+        raise RuntimeError(f"{folder / CONFIG} is damaged: its digests are not those of saved files. Save or copy it again.")
+    for name, expected in kept.items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; a saved folder holds {', '.join(FILES[:2])}.")
+        if (got := sha256(path)) != expected:
+            raise RuntimeError(
+                f"{path} is damaged or of another save: its SHA-256 is {got}, {CONFIG} says {expected}. Save or copy the folder again."
+            )
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
@@ -247,18 +291,175 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+# -------------------------------------------------------------------------------------------------------------------------- on a hub
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    message: str = "Upload with brainspeech",
+) -> str:
+    """Upload a saved or released folder as one commit, making the repository if there is none.
+
+    Parameters
+    ----------
+    folder : path
+        Only safetensors, JSON, markdown, HTML, PNG and the checksums in it are uploaded.
+    repo_id : str
+        ``owner/name``. The hub is that of the environment variable ``HF_ENDPOINT``, huggingface.co without one.
+    private : bool
+        Whether a repository that is made can be seen by its owner alone.
+    token : str, optional
+        Access token; without one that of ``hf auth login`` or ``HF_TOKEN``.
+    message : str
+        Of the commit.
+
+    Returns
+    -------
+    str
+        The commit's address.
+
+    Raises
+    ------
+    PermissionError
+        If nobody is logged in, or the token may not write there.
+    ConnectionError
+        If the hub cannot be reached.
+    RuntimeError
+        If the hub refuses for another reason.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    folder, repo_id = Path(folder), _check_repo(repo_id)
+    _check_digests(folder, _read_json(folder / CONFIG))  # nothing damaged leaves the house
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and (p.suffix in UPLOADED or p.name == SUMS))
+    operations = [CommitOperationAdd(path_in_repo=p.relative_to(folder).as_posix(), path_or_fileobj=str(p)) for p in paths]
+    with _said(repo_id, writing=True):
+        api = _api(token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.create_commit(repo_id, operations, commit_message=message).commit_url)
+
+
+def pull(repo_id: str, *, revision: str | None = None, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """Download a saved folder into huggingface_hub's cache and give its place; what is there already is not fetched again.
+
+    Files of the names that ``save`` writes are fetched and no others: safetensors, JSON and the card.
+
+    Parameters
+    ----------
+    repo_id : str
+        ``owner/name``.
+    revision : str, optional
+        Branch, tag or commit.
+    token : str, optional
+    cache_dir : path, optional
+        In place of huggingface_hub's own.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such repository or revision (or it is private and nobody is logged in), or it holds no saved folder.
+    PermissionError
+        If it is gated.
+    ConnectionError
+        If the hub cannot be reached and nothing is in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _said(_check_repo(repo_id), writing=False):
+        place = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            allow_patterns=list(FILES),
+        )
+    if not (Path(place) / CONFIG).is_file():
+        raise FileNotFoundError(f"{repo_id} holds no {CONFIG}: it is no model that brainspeech saved.")
+    return Path(place)
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether a text has the form ``owner/name``."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
+
+
+def _check_repo(repo_id: str) -> str:
+    if not is_repo_id(repo_id):
+        raise ValueError(f"A repository is owner/name, got {repo_id!r}.")
+    return repo_id
+
+
+def _api(token: str | None) -> Any:
+    from huggingface_hub import HfApi
+
+    # Read here: huggingface_hub itself reads the variable once, when it is imported.
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+
+
+@contextmanager
+def _said(repo_id: str, *, writing: bool) -> Iterator[None]:
+    """Say in one sentence what a hub's errors mean, and what to do."""
+    from huggingface_hub import errors
+
+    where = f"{repo_id} at {os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}"
+    login = "Log in (hf auth login), or give token=."
+    try:
+        yield
+    except errors.LocalTokenNotFoundError as error:
+        raise PermissionError(f"{where}: nobody is logged in. {login}") from error
+    except errors.GatedRepoError as error:
+        raise PermissionError(f"{where} is gated: ask for access on its page. {login}") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        if writing and _status(error) in (401, 403):
+            raise PermissionError(f"{where}: nobody is logged in, or the token may not write there. {login}") from error
+        raise FileNotFoundError(f"{where}: there is no such repository or revision, or it is private. Check the name. {login}") from error
+    except errors.LocalEntryNotFoundError as error:
+        said = f"{where} cannot be reached, and nothing of it is in the cache: check the network. ({_first(error)})"
+        raise ConnectionError(said) from error
+    except errors.HfHubHTTPError as error:
+        if _status(error) in (401, 403):
+            raise PermissionError(f"{where}: nobody is logged in, or the token may not do this. {login} ({_first(error)})") from error
+        raise RuntimeError(f"{where}: the hub answered {_status(error)}: {_first(error)}") from error
+    except Exception as error:
+        # The library that carries the requests differs between versions of huggingface_hub; its errors tell by their names.
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0].startswith(("httpx", "requests")):
+            raise ConnectionError(f"{where} cannot be reached: check the network. ({_first(error)})") from error
+        raise
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _first(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 __all__ = [
+    "CARD",
     "CONFIG",
     "EXTRA",
+    "FILES",
+    "RESERVED",
     "STATISTICS",
+    "SUMS",
     "WEIGHTS",
     "Saved",
     "discard",
+    "is_repo_id",
     "load",
     "load_state",
+    "pull",
+    "push",
     "read_tensors",
     "recover",
     "replacing",
     "save",
+    "sha256",
     "write_tensors",
 ]

@@ -1,10 +1,12 @@
 """A saved folder comes back as it was, or says what is wrong with it."""
 
 import json
+import socket
 
 import numpy as np
 import pytest
 import torch
+from hub_server import TOKEN, serving
 from torch import nn
 
 from brainspeech import __version__, hub, models
@@ -46,7 +48,7 @@ def test_saved_equals_loaded(tmp_path, name):
     module(*inputs())  # moves the running statistics of the norms, which have to travel too
     config = {"feature": {"name": "mel"}, "preprocessing": {"sfreq": 120.0}, "subjects": ["d/sub-1", "d/sub-2"]}
     extra = {"mean": torch.arange(3.0)}
-    hub.save(tmp_path / "model", module, config=config, statistics={"target_mean": 0.1}, extra=extra)
+    hub.save(tmp_path / "model", module, config=config, statistics={"target_mean": 0.1}, extra=extra, card="# A model\n")
     saved = hub.load(tmp_path / "model")
     assert not saved.module.training
     assert torch.equal(saved.module(*inputs()), module.eval()(*inputs()))
@@ -171,6 +173,33 @@ def test_damage_is_named(tmp_path):
         hub.load(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", [hub.WEIGHTS, hub.STATISTICS, hub.EXTRA])
+def test_damage_that_leaves_the_size_is_seen(tmp_path, name):
+    """One bit of a file that is still a well-formed safetensors or JSON."""
+    hub.save(tmp_path / "model", build(), config={}, statistics={"target_mean": 0.25}, extra={"a": torch.ones(4)})
+    path = tmp_path / "model" / name
+    content = bytearray(path.read_bytes())
+    if name == hub.STATISTICS:
+        content[content.index(b"0.25") + 3] = ord("7")
+    else:
+        content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"{name} is damaged or of another save: its SHA-256 is \w{{64}}, config\.json says \w{{64}}"):
+        hub.load(tmp_path / "model")
+
+
+def test_a_folder_without_digests_loads_and_forged_ones_do_not(tmp_path):
+    hub.save(tmp_path / "model", build(), config={})
+    path = tmp_path / "model" / hub.CONFIG
+    config = json.loads(path.read_text())
+    assert config["digests"] == {hub.WEIGHTS: hub.sha256(tmp_path / "model" / hub.WEIGHTS)}
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "digests"}))
+    assert torch.equal(hub.load(tmp_path / "model").module(*inputs()), build().eval()(*inputs()))
+    path.write_text(json.dumps(config | {"digests": {"../../etc/passwd": "0"}}))
+    with pytest.raises(RuntimeError, match="digests are not those of saved files"):
+        hub.load(tmp_path / "model")
+
+
 def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"a module that models\.build made .* got Linear"):
         hub.save(tmp_path / "model", nn.Linear(2, 2), config={})
@@ -185,6 +214,70 @@ def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"found chapter\.txt"):
         hub.save(tmp_path / "thesis", build(), config={})
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "do not lose me"
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "README.md").write_text("do not lose me")
+    with pytest.raises(ValueError, match=r"found README\.md"):
+        hub.save(tmp_path / "repository", build(), config={})
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="it is a file"):
         hub.save(tmp_path / "file", build(), config={})
+
+
+# ------------------------------------------------------------------------------------------------------------------------ on a hub
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A hub on this machine, and nobody logged in."""
+    with serving() as hub_server:
+        monkeypatch.setenv("HF_ENDPOINT", hub_server.url)
+        monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
+        yield hub_server
+
+
+def test_pushed_equals_pulled_and_nothing_else_comes(server, tmp_path):
+    folder = hub.save(tmp_path / "model", build(), config={"subjects": ["x"]}, statistics={"a": 1}, card="# A model\n")
+    (folder / "notes.pkl").write_bytes(b"not for others")
+    address = hub.push(folder, "lab/decoder", token=TOKEN, private=True)
+    assert address == f"{server.url}/lab/decoder/commit/{server.sha('lab/decoder')}"
+    assert sorted(server.repos["lab/decoder"]) == [hub.CARD, hub.CONFIG, hub.STATISTICS, hub.WEIGHTS]
+    assert server.private == {"lab/decoder"}
+    server.repos["lab/decoder"] |= {"pytorch_model.bin": b"code", "sub/config.json": b"{}", "run.py": b"code", "x.safetensors": b""}
+    place = hub.pull("lab/decoder", token=TOKEN, cache_dir=tmp_path / "cache")
+    assert sorted(p.relative_to(place).as_posix() for p in place.rglob("*")) == [hub.CARD, hub.CONFIG, hub.STATISTICS, hub.WEIGHTS]
+    assert torch.equal(hub.load(place).module(*inputs()), build().eval()(*inputs()))
+    assert not [line for line in server.asked if line.endswith((".bin", ".py", "x.safetensors", "sub/config.json"))]
+
+
+def test_a_damaged_folder_is_not_pushed(server, tmp_path):
+    folder = hub.save(tmp_path / "model", build(), config={})
+    content = bytearray((folder / hub.WEIGHTS).read_bytes())
+    content[-2] ^= 1
+    (folder / hub.WEIGHTS).write_bytes(content)
+    with pytest.raises(RuntimeError, match="is damaged"):
+        hub.push(folder, "lab/decoder", token=TOKEN)
+    assert server.repos == {}
+
+
+def test_errors_of_a_hub_say_what_to_do(server, tmp_path, monkeypatch):
+    folder = hub.save(tmp_path / "model", build(), config={})
+    with pytest.raises(PermissionError, match=r"lab/decoder at http://127.*nobody is logged in.*hf auth login"):
+        hub.push(folder, "lab/decoder")
+    with pytest.raises(PermissionError, match="the token may not do this"):
+        hub.push(folder, "others/decoder", token=TOKEN)
+    with pytest.raises(FileNotFoundError, match="no such repository or revision, or it is private"):
+        hub.pull("lab/nothing", cache_dir=tmp_path / "cache", token=TOKEN)
+    server.repos["lab/other"] = {"README.md": b"# Something else"}
+    with pytest.raises(FileNotFoundError, match=r"lab/other holds no config\.json"):
+        hub.pull("lab/other", cache_dir=tmp_path / "cache")
+    with pytest.raises(FileNotFoundError, match="no such repository or revision"):
+        hub.pull("lab/other", revision="v9", cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"A repository is owner/name, got 'decoder'"):
+        hub.pull("decoder")
+    with socket.socket() as free:  # a port that nobody listens on
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+        with pytest.raises(ConnectionError, match=r"cannot be reached.*check the network"):
+            hub.pull("lab/decoder", cache_dir=tmp_path / "cache")
+        with pytest.raises(ConnectionError, match="cannot be reached"):
+            hub.push(folder, "lab/decoder", token=TOKEN)

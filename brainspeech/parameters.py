@@ -1,0 +1,90 @@
+"""Parameters in the manner of scikit-learn, without importing it: kept as given, read and set by name, a field as ``section__field``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+import torch
+
+from brainspeech import features
+from brainspeech import recipe as recipes
+from brainspeech.recipe import Choice
+
+CHOICES = ("model", "loss", "feature")
+CONFIGS = ("preprocess", "segments", "batches", "train")
+PARAMETERS = (*CHOICES, "context", *CONFIGS, "lag", "seed", "device")
+
+
+class Parameters:
+    """What scikit-learn asks of an estimator besides its verbs; the constructor of a subclass stores ``PARAMETERS`` as they are."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Give the parameters; ``deep`` adds their fields as ``train__lr``."""
+        values = {name: getattr(self, name) for name in PARAMETERS}
+        if deep:
+            for name in (*CHOICES, *CONFIGS):
+                values |= {f"{name}__{key}": value for key, value in fields_of(values[name]).items()}
+        return values
+
+    def set_params(self, **values: Any) -> Self:
+        """Set parameters, or fields of them: ``set_params(train__lr=1e-3)``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter.
+        """
+        for name in sorted(values, key=lambda name: "__" in name):  # wholes before their fields
+            part, nested, key = name.partition("__")
+            if part not in PARAMETERS or (nested and part not in (*CHOICES, *CONFIGS)):
+                raise ValueError(f"{type(self).__name__} has no parameter {name!r}; it has {', '.join(PARAMETERS)}.")
+            setattr(self, part, with_field(getattr(self, part), key, values[name], where=name) if nested else values[name])
+        return self
+
+    def __repr__(self) -> str:
+        changed = [f"{n}={getattr(self, n)!r}" for n in PARAMETERS if getattr(self, n) != getattr(type(self)(), n)]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        inputs = InputTags(two_d_array=False, three_d_array=True)
+        return Tags(estimator_type=None, target_tags=TargetTags(required=True), input_tags=inputs)
+
+
+def as_choice(value: Any, family: str) -> Choice:
+    """Give what stands for a parameter in a recipe."""
+    if isinstance(value, Choice):
+        return value
+    if isinstance(value, str):
+        return Choice(value)
+    if isinstance(value, features.Feature):
+        return Choice(f"{type(value).__module__}:{type(value).__qualname__}")
+    if isinstance(value, type) and family in ("model", "feature"):
+        return Choice(f"{value.__module__}:{value.__qualname__}")
+    name, config = getattr(value, "name", None), getattr(value, "config", None)
+    if isinstance(value, torch.nn.Module) and name and isinstance(config, dict):
+        return Choice(name, {key: v for key, v in config.items() if key not in recipes.GIVEN["model"]})
+    raise ValueError(f"{family} must be a name, a Choice, or what {family}.build made, got {value!r}.")
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """Give the fields of a config, or the name and the options of a choice; nothing of any other object."""
+    if isinstance(value, Choice):
+        return {"name": value.name, **value.options}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {}
+
+
+def with_field(part: Any, key: str, value: Any, *, where: str) -> Any:
+    """Give a parameter with one field changed."""
+    if isinstance(part, str | Choice):
+        choice = Choice(part) if isinstance(part, str) else part
+        return Choice(str(value)) if key == "name" else Choice(choice.name, {**choice.options, key: value})
+    if not dataclasses.is_dataclass(part) or isinstance(part, type) or key not in fields_of(part):
+        raise ValueError(
+            f"SpeechDecoder has no parameter {where!r}; {where.partition('__')[0]} has {', '.join(fields_of(part)) or 'no fields'}."
+        )
+    return dataclasses.replace(part, **{key: value})
