@@ -1,4 +1,4 @@
-"""The command line: brainspeech run, describe, evaluate, report, audit, download, verify, simulate.
+"""The command line: brainspeech run, prepare, describe, evaluate, report, audit, release, download, verify, simulate.
 
 Only the standard library is imported at the top, so that --help answers at once.
 """
@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from brainspeech import stopping
 
 if TYPE_CHECKING:
     from brainspeech.recipe import Recipe
@@ -48,17 +50,17 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return arguments.command(arguments)
+        with stopping.at_once():
+            return arguments.command(arguments)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("BRAINSPEECH_TRACEBACK"):
             raise
         print(f"brainspeech: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(
-            "\nbrainspeech: interrupted. Preprocessing and finished epochs are kept; the same command goes on from there.", file=sys.stderr
-        )
-        return 130
+    except KeyboardInterrupt as error:
+        said = str(error) or "interrupted. What was finished is kept; the same command goes on from there."
+        print(f"\nbrainspeech: {said}", file=sys.stderr)
+        return 128 + getattr(error, "signum", 2)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,10 +84,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(run, root="folder of the dataset (without it the files of an open dataset are fetched into data/NAME)")
     run.add_argument("--out", metavar="DIR", help="run folder (default: runs/RECIPE)")
     run.add_argument("--seeds", type=int, metavar="N", help="fit everything N times with seeds counting up from the recipe's first")
+    run.add_argument("--variant", metavar="V", help="one of the paper's variants, such as no_skips, or of the recipe's own")
+    run.add_argument(
+        "--variants",
+        metavar="TABLE",
+        help="run a table of variants: table2, ablations, lag, window, mels, temperature, subjects, or names with commas between them",
+    )
     run.add_argument("--resume", action="store_true", help="go on with a stopped run; fails where there is none")
     run.add_argument("--strict", action="store_true", help="exit with status 3 if a control is above chance or the lag curve peaks at 0")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(command=_run)
+
+    prepare = verbs.add_parser(
+        "prepare",
+        help="preprocess signals and compute features into the cache, and stop before training",
+        description="Do everything of a run that comes before training, so that a run with the same cache starts training at once.",
+    )
+    _add_recipe(prepare, root="folder of the dataset (without it the files of an open dataset are fetched into data/NAME)")
+    prepare.add_argument("--verify", action="store_true", help="check the files of the cache instead, and remove what is damaged")
+    prepare.add_argument("--quiet", action="store_true", help="no progress bars")
+    prepare.set_defaults(command=_prepare)
 
     describe = verbs.add_parser(
         "describe",
@@ -107,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(evaluate)
     evaluate.add_argument("--root", metavar="DIR", help="folder of the dataset, if it has moved since")
     evaluate.add_argument("--cache", metavar="DIR", help="cache folder (default: BRAINSPEECH_CACHE or ~/.cache/brainspeech)")
+    evaluate.add_argument(
+        "--set", action="append", default=[], metavar="evaluate.field=value", help="change how scores are evaluated; repeatable"
+    )
     evaluate.add_argument("--json", action="store_true", help="print report.json instead of the table")
     evaluate.add_argument("--strict", action="store_true", help="exit with status 3 if there is a warning about a control or the lag curve")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -130,6 +151,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(audit)
     audit.add_argument("--json", action="store_true", help="print JSON")
     audit.set_defaults(command=_audit)
+
+    release = verbs.add_parser(
+        "release",
+        help="put together what can be given away of a finished run, and check that it works",
+        description="Weights, model card, report, constants and SHA256SUMS in one folder, loaded and checked in a fresh process. Nothing "
+        "of the data goes in.",
+    )
+    _add_run(release)
+    release.add_argument("out", metavar="DIR", nargs="?", help="folder of the release: new, or an earlier release")
+    release.add_argument("--name", default="", help="name of the model on its card (default: the recipe's)")
+    release.add_argument("--licence", metavar="ID", help="licence of the weights, such as cc-by-4.0")
+    release.add_argument("--despite-alarms", action="store_true", help="release although a control is above chance; the card says so")
+    release.add_argument("--verify", action="store_true", help="check the released folder RUN instead")
+    release.set_defaults(command=_release)
 
     download = verbs.add_parser(
         "download",
@@ -218,7 +253,15 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.seeds < 1:
             raise ValueError(f"--seeds takes a number of 1 or more, got {arguments.seeds}.")
         recipe = dataclasses.replace(recipe, seeds=tuple(recipe.seeds[0] + i for i in range(arguments.seeds)))
-    out = Path(arguments.out or Path("runs") / recipe.name)
+    if arguments.variants:
+        return _run_variants(recipe, arguments)
+    name = recipe.name
+    if arguments.variant:
+        from brainspeech import variants
+
+        recipe = variants.apply(recipe, arguments.variant)
+        name = f"{name}-{arguments.variant}"
+    out = Path(arguments.out or Path("runs") / name)
     if arguments.resume and not (out / "recipe.json").is_file():
         raise FileNotFoundError(f"--resume: {out} holds no run (no recipe.json). Leave --resume out to start one.")
     if (out / "report.json").is_file():
@@ -234,6 +277,49 @@ def _run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     return _show(result, out, strict=arguments.strict)
+
+
+def _run_variants(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    from brainspeech import recipe as recipes
+    from brainspeech import report, variants
+
+    if arguments.variant:
+        raise ValueError("Give --variant for one run, or --variants for a table of them, not both.")
+    variants.table(recipe, arguments.variants, n_subjects=2)  # a wrong name is found before gigabytes are on their way
+    name = arguments.variants if arguments.variants in variants.TABLES else "variants"
+    out = Path(arguments.out or Path("runs") / f"{recipe.name}-{name}")
+    rows_given = any(setting.partition("=")[0].strip() == "rows" for setting in arguments.set)
+    result = variants.run(
+        recipe,
+        arguments.variants,
+        root=arguments.root or _fetched(recipe, progress=not arguments.quiet),
+        out=out,
+        cache=_cache(arguments.cache),
+        source=str(recipes.find(arguments.recipe)),
+        rows=None if rows_given else ("encoder",),
+        progress=not arguments.quiet,
+    )
+    print(report.ladder_table(result))
+    print(f"\nThe table with its figures: {(out / 'ladder.html').resolve()}")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from brainspeech import flow
+
+    recipe = _load(arguments)
+    if arguments.verify:
+        found = _cache(arguments.cache).verify(remove=True)
+        print(f"{found.n_whole} entries of the cache are whole, {found.n_unchecked} have no checksum, {len(found.damaged)} were damaged.")
+        print("\n".join(f"  removed: {damage}" for damage in found.damaged), end="\n" if found.damaged else "")
+        return 1 if found.damaged else 0
+    root = arguments.root or _fetched(recipe, progress=not arguments.quiet)
+    done = flow.fill_cache(recipe, root, _cache(arguments.cache), progress=not arguments.quiet)
+    print(
+        f"{recipe.name}: {done['recordings']} recordings, {done['hours']:.2f} h of up to {done['channels']} channels, and "
+        f"{done['tracks']} feature tracks of {done['seconds'] / 60:.1f} min of sound are in the cache; {done['segments']} segments."
+    )
+    return 0
 
 
 def _fetched(recipe: Recipe, *, progress: bool) -> Path | None:
@@ -353,6 +439,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if not (out / "report.json").is_file():
         raise RuntimeError(f"{out} has not come to its report yet. Go on with it: brainspeech run {kept['source']} --out {out}")
     recipe = recipes.restore(recipes.load(kept["source"]), kept["recipe"])
+    other = [setting for setting in arguments.set if not setting.strip().startswith("evaluate.")]
+    if other:
+        raise ValueError(f"A finished run can only be evaluated in another way (--set evaluate.field=value), got {', '.join(other)}.")
+    recipe = recipes.change(recipe, arguments.set)
     result = flow.run(
         recipe,
         root=arguments.root or kept["root"],
@@ -406,6 +496,22 @@ def _audit(arguments: argparse.Namespace) -> int:
         print(f"{len(texts)} sentence texts stand on two sides" + (":" if texts else "."))
         print("\n".join(f"  {text}" for text in texts[:20]) + ("\n" if texts else ""), end="")
     return 1 if errors else 0
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from brainspeech import release
+
+    if arguments.verify:
+        found = release.verify(arguments.run)
+        print(found.text())
+        return 0 if found.ok else 1
+    if arguments.out is None:
+        raise ValueError("Say where the release goes: brainspeech release RUN DIR.")
+    done = release.release(
+        arguments.run, arguments.out, name=arguments.name, licence=arguments.licence, despite_alarms=arguments.despite_alarms
+    )
+    print(done.text())
+    return 0
 
 
 def _download(arguments: argparse.Namespace) -> int:

@@ -23,12 +23,12 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from brainspeech import datasets, evaluate, features, ideal, quality, report, rows, segments
+from brainspeech import datasets, decoded, evaluate, features, ideal, prediction, quality, report, rows, segments, train
 from brainspeech.cache import Cache
 from brainspeech.preprocess import filter_half_length, load_signal
 from brainspeech.provenance import provenance
 from brainspeech.recipe import Recipe, check, settle
-from brainspeech.records import Recording, Segment, Signal
+from brainspeech.records import FeatureTrack, Recording, Segment, Signal
 from brainspeech.subjects import select
 
 LOCK = ".lock"
@@ -70,6 +70,12 @@ def load_dataset(recipe: Recipe, root: str | os.PathLike | None) -> datasets.Dat
             raise ValueError(f"{recipe.name}: say where the files are: --root DIR (the recipe's README says where they come from).")
         return recipe.load(root, **recipe.dataset.options)
     return datasets.load(recipe.dataset.name, root, **recipe.dataset.options)
+
+
+def scale_windows(segs: Sequence[Sequence[Segment]], fold: int) -> list[Segment]:
+    """Give the training windows that other folds have of the subject left out of this one: the scale of its channels is fitted on them."""
+    mine = {s.subject for s in segs[fold] if s.split == "test"} - {s.subject for s in segs[fold] if s.split == "train"}
+    return [s for s in segs[(fold + 1) % len(segs)] if s.split == "train" and s.subject in mine]
 
 
 def prepare(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, progress: bool = True) -> Prepared:
@@ -140,15 +146,82 @@ def segment(recipe: Recipe, prepared: Prepared) -> list[segments.Segmentation]:
     """Cut every recording into segments with a split, once for each fold."""
     durations = {uid: signal.duration for uid, signal in prepared.signals.items()}
     guard = max(signal.filter_half_length for signal in prepared.signals.values())
-    return [
+    folds = [
         segments.make_segments(prepared.recordings, prepared.events, durations, config, guard=guard)
         for config in fold_configs(recipe, prepared.events.values())
     ]
+    return leave_subjects_out(folds[0]) if recipe.folds == "leave_subject_out" else folds
+
+
+def leave_subjects_out(whole: segments.Segmentation) -> list[segments.Segmentation]:
+    """Make a fold for each subject with test windows: tested on that subject's, trained and validated on the others'.
+
+    What was dropped is counted in the first fold only, since nothing is dropped twice.
+
+    Raises
+    ------
+    RuntimeError
+        If there are fewer than two subjects, or a fold has nothing to train or to validate on.
+    """
+    subjects = sorted({s.subject for s in whole.segments if s.split == "test"})
+    if len({s.subject for s in whole.segments}) < 2:
+        raise RuntimeError(f"leave_subject_out needs at least 2 subjects, got {len({s.subject for s in whole.segments})}.")
+    folds = []
+    for k, subject in enumerate(subjects):
+        kept = [s for s in whole.segments if (s.split == "test") == (s.subject == subject)]
+        absent = [split for split in ("train", "valid") if not any(s.split == split for s in kept)]
+        if absent:
+            raise RuntimeError(f"Without {subject} there is no window left in the split {', '.join(absent)}. Use more subjects.")
+        folds.append(dataclasses.replace(whole, segments=kept, dropped=whole.dropped if k == 0 else {}))
+    return folds
+
+
+def heard_segments(recipe: Recipe, folds: Sequence[segments.Segmentation]) -> list[list[Segment]]:
+    """Give the segments of each fold, with spans that reach as far as the feature may hear."""
+    segs = [fold.segments for fold in folds]
+    return [features.window_spans(fold) for fold in segs] if recipe.context == "window" else segs
+
+
+def compute_tracks(
+    recipe: Recipe, prepared: Prepared, parts: Iterable[Iterable[Segment]], cache: Cache, *, progress: bool = True
+) -> tuple[dict[tuple[str, float, float], FeatureTrack], dict[str, int]]:
+    """Compute the feature of everything that is heard in some segments, into the cache; and count what was done to stimuli."""
+    return features.compute_tracks(
+        prepared.feature,
+        features.intervals([s for part in parts for s in part], recipe.context),
+        prepared.dataset.read_stimulus,
+        fingerprint=prepared.dataset.stimulus_fingerprint,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def fill_cache(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, progress: bool = True) -> dict[str, float]:
+    """Do all of a run that comes before training, so that the run finds it in the cache: signals, blocks, features; nothing is fitted.
+
+    Returns
+    -------
+    dict
+        ``recordings``, ``hours`` and ``channels`` (the most of a recording) of signal, ``segments``, ``tracks`` and ``seconds`` of feature.
+    """
+    recipe = settle(recipe)
+    check(recipe)
+    prepared = prepare(recipe, root, cache, progress=progress)
+    segs = heard_segments(recipe, segment(recipe, prepared))
+    tracks, _ = compute_tracks(recipe, prepared, segs, cache, progress=progress)
+    return {
+        "recordings": len(prepared.signals),
+        "hours": sum(signal.duration for signal in prepared.signals.values()) / 3600,
+        "channels": max(len(signal.ch_names) for signal in prepared.signals.values()),
+        "segments": len({s.stimulus_id for part in segs for s in part}),
+        "tracks": len(tracks),
+        "seconds": sum(track.stop - track.start for track in tracks.values()),
+    }
 
 
 def fold_configs(recipe: Recipe, tables: Iterable[pd.DataFrame]) -> list[segments.SegmentConfig]:
     """Give the segment constants of each fold: one, or one for each stimulus left out."""
-    if recipe.folds is None:
+    if recipe.folds != "leave_one_out":
         return [recipe.segments]
     stimuli = sorted({audio for table in tables for audio in table.loc[table["kind"] == "sound", "audio"]})
     if len(stimuli) < 3:
@@ -218,35 +291,31 @@ def _run(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache
             cure = " The paper's protocol cuts on each recording's own clock, which differs between these: use segments.protocol=clean."
         raise RuntimeError(f"The split leaks in {len(errors)} places, nothing was trained: {'; '.join(errors[:3])}{cure}")
 
-    segs = [fold.segments for fold in folds]
-    if recipe.context == "window":
-        segs = [features.window_spans(fold) for fold in segs]
-    test = evaluate.TestSet.from_segments([s for fold in segs for s in fold if s.split == "test"])
+    segs = heard_segments(recipe, folds)
+    test = prediction.TestSet.from_segments([s for fold in segs for s in fold if s.split == "test"])
     pools = {"": test.candidates} | {name: _rename(test.candidates, names) for name, names in recipe.rescore.items()}
-    heard = [s for part in [*segs, *pools.values()] for s in part]
-    tracks, counts = features.compute_tracks(
-        prepared.feature,
-        features.intervals(heard, recipe.context),
-        prepared.dataset.read_stimulus,
-        fingerprint=prepared.dataset.stimulus_fingerprint,
-        cache=cache,
-        progress=progress,
-    )
+    tracks, counts = compute_tracks(recipe, prepared, [*segs, *pools.values()], cache, progress=progress)
     dropped = prepared.dropped + Counter({f"stimuli: {reason}": n for reason, n in counts.items()})
     warnings = [*recipe.notes, *prepared.dataset.notes]
     warnings += unheard(prepared.events, {uid: signal.duration for uid, signal in prepared.signals.items()})
-    if recipe.folds:
+    if recipe.folds == "leave_one_out":
         warnings.append(f"Splits assigned by name: each of the {len(folds)} stimuli is the test split once and the valid split once.")
+    if recipe.folds == "leave_subject_out":
+        warnings.append(
+            f"Each of the {len(folds)} subjects was left out of training once and tested then; only the scale of its channels was fitted "
+            "on its own windows, without labels."
+        )
     seen, said = quality.survey(prepared.dataset, prepared.recordings, prepared.signals, prepared.events, cache, progress=progress)
     warnings += said
     scores: dict[str, list[list[np.ndarray]]] = {}
     histories: dict[str, list[dict]] = {}
     curves = []
     for k, fold in enumerate(folds):
-        over = f" (over {len(folds)} folds)" if len(folds) > 1 else ""
+        over = f" (over {len(folds)} folds)" if recipe.folds == "leave_one_out" else ""
         dropped += Counter({f"windows: {reason}{over}": n for reason, n in fold.dropped.items()})
         warnings += [w for w in fold.warnings if w not in warnings and not (recipe.folds and w.startswith("Splits assigned"))]
-        fitter = rows.Fitter(recipe, segs[k], pools, prepared.signals, tracks, prepared.feature.fill)
+        unlabelled = scale_windows(segs, k) if recipe.folds == "leave_subject_out" else []
+        fitter = rows.Fitter(recipe, segs[k], pools, prepared.signals, tracks, prepared.feature.fill, unlabelled=unlabelled)
         fitter.data.statistics.save(out / ("statistics.json" if len(folds) == 1 else f"statistics-fold-{k + 1}.json"))
         for i, seed in enumerate(recipe.seeds):
             name = "" if len(folds) * len(recipe.seeds) == 1 else f" (fold {k + 1}, seed {seed})"
@@ -288,6 +357,19 @@ def _run(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache
     if closed is not None:
         seen["gap_closed"] = closed
         result.warnings.append(f"From ridge to the ideal observer, the encoder closes {closed:.0%} of the gap (top-1).")
+    seen["decoded"] = decoded.describe(
+        stacked[result.curves["lead"]],
+        test,
+        segs,
+        config=recipe.evaluate,
+        sets=recipe.evaluate.regression,
+        events=prepared.events,
+        anchor=-recipe.segments.tmin,
+        language=recipe.evaluate.language,
+        spacy_model=recipe.evaluate.spacy_model,
+        phrase_model=recipe.evaluate.phrase_model,
+        progress=progress,
+    )
     result = dataclasses.replace(result, curves=result.curves | evaluate.plain(seen))
     report.save_ranks(out, stacked, test)
     report.write(result, out, history=histories)
@@ -330,7 +412,8 @@ def describe(recipe: Recipe, root: str | os.PathLike | None) -> dict:
             *fold.warnings,
             *([f"{len(absent)} stimuli are not here, and a run needs them ({next(iter(absent))} for one)."] if absent else []),
             *([f"{open_ended} recordings are open-ended: no file says their length; their last event does."] if open_ended else []),
-            *([f"These are the counts of fold 1 of {len(configs)}."] if recipe.folds else []),
+            *([f"These are the counts of fold 1 of {len(configs)}."] if len(configs) > 1 else []),
+            *(["Each subject's test windows are tested without that subject's training windows."] * (recipe.folds == "leave_subject_out")),
         ],
     }
 
@@ -345,7 +428,10 @@ def claim(out: Path, recipe: Recipe, *, root: str | os.PathLike | None, source: 
             there = json.loads(path.read_text())
         except ValueError as error:
             raise RuntimeError(f"{path} is damaged ({error}). Delete {out} and run again.") from error
-        differing = _differing(there.get("recipe", {}), constants)
+        # How scores are tested changes no fit.
+        differing = [
+            name for name in _differing(_comparable(there.get("recipe", {})), _comparable(constants)) if not name.startswith("evaluate.")
+        ]
         # A run that ended before its first fit, by an error in its constants for one, has nothing to lose.
         if differing and any(path.name not in ("recipe.json", "segments.json", LOCK) for path in out.iterdir()):
             raise ValueError(
@@ -359,6 +445,14 @@ def claim(out: Path, recipe: Recipe, *, root: str | os.PathLike | None, source: 
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(mine, indent=1))
     temporary.replace(path)
+
+
+def _comparable(constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out how a fit is run, which changes nothing of what comes out, and fill in constants that are younger than the run."""
+    section = {**dataclasses.asdict(train.TrainConfig()), **constants.get("train", {})}
+    free = [name for name in train.HOW if name != "resident" or section[name] != "half"]
+    young: dict[str, Any] = {"target_encoder": None, "variants": {}}
+    return young | {**constants, "train": json.loads(json.dumps({k: v for k, v in section.items() if k not in free}))}
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from brainspeech.train import TrainConfig
 
 # What a constructor is given by the flow, not by a recipe.
 GIVEN = {"dataset": {"self", "root", "recordings", "stimuli"}, "model": {"self", "n_subjects", "n_features", "n_channels", "n_times"}}
-CHOICES = ("dataset", "feature", "model", "loss", "linear_clip")
+CHOICES = ("dataset", "feature", "model", "loss", "linear_clip", "target_encoder")
+FOLDS = (None, "leave_one_out", "leave_subject_out")
 CONTEXTS = ("block", "window")
 ROWS = ("encoder", "linear_clip", "ridge", "noise", "shuffled", "constant", "ideal")
 
@@ -96,14 +97,19 @@ class Recipe:
         What a feature may hear: its block (the paper's way) or its own window only.
     rows : tuple of str
         Which rows are fitted; ``noise`` and ``shuffled`` are the controls. ``ideal`` is there for simulated data alone.
-    folds : {None, "leave_one_out"}
-        ``leave_one_out``: every stimulus is once the test split, the next one the valid split; the folds are pooled.
+    target_encoder : Choice, optional
+        A network that is trained jointly with the encoder and turns the feature into what is estimated, such as ``deep_mel``.
+    folds : {None, "leave_one_out", "leave_subject_out"}
+        ``leave_one_out``: every stimulus is once the test split, the next one the valid split. ``leave_subject_out``: every subject is once
+        left out of training and tested on the test split. The folds are pooled.
     rescore : mapping of str to (mapping of str to str)
         Additional rows ``encoder_X`` and ``ridge_X``: the same estimates scored with other stimuli in place of those that were heard.
     seeds : tuple of int
         One fit of every row per seed.
     notes : tuple of str
         Sentences about the data or the protocol that belong in the report.
+    variants : mapping of str to tuple of str
+        Variants of this recipe by name, each a list of settings as ``--set`` takes them; beside those of ``brainspeech.variants``.
     paper : mapping of str to value
         Constants that are otherwise under the paper's protocol, ``{"segments.valid_ratio": 0.1}``; ``settle`` puts them in force. One that
         is set by hand is as it was set.
@@ -121,6 +127,7 @@ class Recipe:
     batches: BatchConfig = field(default_factory=BatchConfig)
     model: Choice = field(default_factory=lambda: Choice("conv", {"generic_subject": True}))
     loss: Choice = field(default_factory=lambda: Choice("clip"))
+    target_encoder: Choice | None = None
     linear_clip: Choice = field(default_factory=lambda: Choice("linear_clip"))
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -130,14 +137,15 @@ class Recipe:
     rescore: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (2036,)
     notes: tuple[str, ...] = ()
+    variants: Mapping[str, Sequence[str]] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [row for row in self.rows if row not in ROWS]
         if unknown or "encoder" not in self.rows:
             raise ValueError(f"{self.name}: rows must contain 'encoder' and be among {', '.join(ROWS)}, got {self.rows}.")
-        if self.folds not in (None, "leave_one_out"):
-            raise ValueError(f"{self.name}: folds must be None or 'leave_one_out', got {self.folds!r}.")
+        if self.folds not in FOLDS:
+            raise ValueError(f"{self.name}: folds must be None, 'leave_one_out' or 'leave_subject_out', got {self.folds!r}.")
         if self.context not in CONTEXTS:
             raise ValueError(f"{self.name}: context must be one of {', '.join(CONTEXTS)}, got {self.context!r}.")
         if not self.seeds:
@@ -219,8 +227,8 @@ def restore(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     changes: dict[str, Any] = {}
     for name, value in values.items():
         old = getattr(recipe, name, None)
-        if isinstance(old, Choice):
-            changes[name] = Choice(value["name"], value["options"])
+        if name in CHOICES:
+            changes[name] = value and Choice(value["name"], value["options"])
         elif dataclasses.is_dataclass(old) and not isinstance(old, type):
             changes[name] = dataclasses.replace(old, **{k: _tuple(v) for k, v in value.items()})
         else:
@@ -249,6 +257,8 @@ def check(recipe: Recipe, choices: Iterable[str] = CHOICES) -> None:
     """
     for section in choices:
         choice = getattr(recipe, section)
+        if choice is None:
+            continue
         known = _options(section, choice.name, recipe.load)
         unknown = [] if known is None else sorted(set(choice.options) - set(known))
         if unknown:
@@ -346,10 +356,12 @@ def _put(recipe: Recipe, section: str, part: Any) -> Recipe:
 
 def _options(section: str, name: str, loader: Callable | None) -> dict[str, tuple[Any, Any]] | None:
     """What the constructor behind a choice takes, {name: (type, default)}; None if it takes anything."""
-    family = {"dataset": datasets.DATASETS, "feature": features.FEATURES, "loss": losses.LOSSES}.get(section, models.MODELS)
+    families = {"dataset": datasets.DATASETS, "feature": features.FEATURES, "loss": losses.LOSSES}
+    family = models.TARGET_ENCODERS if section == "target_encoder" else families.get(section, models.MODELS)
     target: Callable | None = loader if section == "dataset" else None
-    if ":" in name and section in ("feature", "model", "linear_clip"):  # module:Class of the user's own
-        target = features.find(name) if section == "feature" else models.find(name)
+    if ":" in name and section != "dataset":  # module:Class of the user's own
+        finders = {"feature": features.find, "loss": losses.find, "target_encoder": models.find_target}
+        target = finders.get(section, models.find)(name)
     if target is None:
         if name not in family:
             raise ValueError(f"Unknown {section} {name!r}; expected one of {', '.join(sorted(family))}.")
@@ -370,7 +382,7 @@ def _replace(part: Any, name: str, value: Any, *, where: str) -> Any:
     names = [f.name for f in dataclasses.fields(part)]
     if name not in names:
         raise ValueError(f"Unknown field {name!r} in {where}; fields are {', '.join(names)}.")
-    if isinstance(getattr(part, name), Choice):
+    if isinstance(part, Recipe) and name in CHOICES and not (name == "target_encoder" and value is None):
         return _put(part, name, Choice(str(value), {}))
     value = _fit(value, typing.get_type_hints(type(part))[name], getattr(part, name), name=name, where=where)
     return dataclasses.replace(part, **{name: value})

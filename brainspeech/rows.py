@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from brainspeech import attribution, controls, evaluate, hub, losses, models, retrieval, timing, train
+from brainspeech import attribution, controls, evaluate, hub, losses, models, prediction, retrieval, scoring, timing, train
 from brainspeech.batches import SegmentDataset, Statistics, fit_statistics
+from brainspeech.losses.joint import Joint
 from brainspeech.recipe import Recipe
 from brainspeech.records import SPLITS, FeatureTrack, Segment, Signal
 
@@ -43,7 +44,7 @@ class Data:
     def score(self, encoder: nn.Module, scores: Scores, *, pool: str = "", batch_size: int = 256, device: str = "cpu") -> np.ndarray:
         """Score the test windows against the candidates of a pool, shape (W, N)."""
         candidates = self.pools[pool].targets(range(len(self.pools[pool])))
-        return evaluate.predict_scores(encoder, self.test, candidates, scores=scores, batch_size=batch_size, device=device)
+        return prediction.predict_scores(encoder, self.test, candidates, scores=scores, batch_size=batch_size, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +63,16 @@ def make_data(
     signals: Mapping[str, Signal],
     tracks: Mapping[tuple[str, float, float], FeatureTrack],
     fill: float,
+    unlabelled: Sequence[Segment] = (),
 ) -> Data:
-    """Put segments, signals and tracks together: statistics of the training windows, then one dataset cut into parts that share memory."""
+    """Put segments, signals and tracks together: statistics of the training windows, then one dataset cut into parts that share memory.
+
+    ``unlabelled`` are windows of the training split that are not trained on, of subjects left out, and give their channels a scale.
+    """
     groups = {split: [s for s in segs if s.split == split] for split in SPLITS}
     groups |= {f"pool {name}": list(pool) for name, pool in pools.items()}
     subjects = tuple(sorted({s.subject for s in groups["train"]}))
-    statistics = fit_statistics(groups["train"], signals, tracks, config=recipe.batches, fill=fill)
+    statistics = fit_statistics([*groups["train"], *unlabelled], signals, tracks, config=recipe.batches, fill=fill)
     whole = SegmentDataset(
         [s for group in groups.values() for s in group],
         signals,
@@ -100,6 +105,8 @@ class Fitter:
         By recording, and by stimulus interval.
     fill : float
         The feature's value where nothing is heard.
+    unlabelled : sequence of Segment
+        See ``make_data``.
     """
 
     def __init__(
@@ -110,11 +117,16 @@ class Fitter:
         signals: Mapping[str, Signal],
         tracks: Mapping[tuple[str, float, float], FeatureTrack],
         fill: float,
+        *,
+        unlabelled: Sequence[Segment] = (),
     ):
         self.recipe, self.segs, self.pools, self.signals, self.tracks, self.fill = recipe, segs, pools, signals, tracks, fill
+        self.unlabelled = unlabelled
         self.data = self._data(segs, signals)
         self.said: list[str] = []
         self.place = ""
+        self._chosen: dict[str, dict[str, list[str]]] = {}  # by scorer: what was chosen on validation, and where
+        self._check_scorers()
         if "shuffled" in recipe.rows:  # found out before hours of training, not after
             _, left = shuffled_pairs(segs, seed=_seed(recipe.seeds[0], 0))
             if left:
@@ -125,7 +137,15 @@ class Fitter:
         self._seen: tuple[nn.Module, Scores, torch.device | str] | None = None  # the first seed's encoder, its scores, where it is
 
     def _data(self, segs: Sequence[Segment], signals: Mapping[str, Signal]) -> Data:
-        return make_data(self.recipe, segs, self.pools, signals=signals, tracks=self.tracks, fill=self.fill)
+        return make_data(self.recipe, segs, self.pools, signals=signals, tracks=self.tracks, fill=self.fill, unlabelled=self.unlabelled)
+
+    def _check_scorers(self) -> None:
+        config = self.recipe.evaluate
+        taken = sorted(set(config.scorers) & set(self.recipe.rescore))
+        if taken:
+            raise ValueError(f"{self.recipe.name}: rescore names a row like the scorer {', '.join(taken)}. Give it another name.")
+        joint = self.recipe.target_encoder is not None
+        scoring.check(config.scorers, self.data.valid, context_width=config.context_width, n_layers=config.n_layers, joint=joint)
 
     def warnings(self) -> list[str]:
         """Say what a reader of the report has to know about these data."""
@@ -142,7 +162,14 @@ class Fitter:
         unseen = sorted({s.subject for s in self.data.test.segments} - set(self.data.subjects))
         if unseen:
             how = "the generic subject layer" if self.recipe.model.options.get("generic_subject") else "the average of the subject layers"
-            said.append(f"{len(unseen)} test subjects have no training data ({', '.join(unseen)}); the encoder uses {how} for them.")
+            who = "The subject left out has" if self.unlabelled else f"{len(unseen)} test subjects have"
+            named = "" if self.unlabelled else f" ({', '.join(unseen)})"
+            said.append(f"{who} no training data{named}; the encoder uses {how} for them.")
+        for scorer, found in self._chosen.items():
+            chosen = "; ".join(f"{what} ({', '.join(places)})" if any(places) else what for what, places in found.items())
+            said.append(f"encoder_{scorer}: chosen on the validation split: {chosen}.")
+        if self.recipe.target_encoder is not None:
+            said.append("What the encoder reads (sensors, bands, lags) is not shown for a target encoder that is trained jointly.")
         return said
 
     def rows(self, out: Path, *, fold: int = 0, n_folds: int = 1, seed: int, progress: bool) -> Iterator[tuple[str, Fitted]]:
@@ -173,26 +200,64 @@ class Fitter:
         choice = recipe.linear_clip if row == "linear_clip" else recipe.model
         shape = {"n_subjects": len(data.subjects), "n_features": data.train.n_features}
         sizes = {"n_channels": data.train.n_channels, "n_times": data.train.n_times}
-        shape |= {size: n for size, n in sizes.items() if size in models.needs(choice.name)}
+        needed = models.needs(choice.name) | ({"n_channels"} if choice.options.get("spatial_attention") is False else set())
+        shape |= {size: n for size, n in sizes.items() if size in needed}
         torch.manual_seed(seed)
         options = dict(choice.options)
         if choice.name == "linear_clip":
             options.setdefault("lags", tuple(lag - timing.to_samples(recipe.batches.lag, data.train.sfreq) for lag in self._lags()))
+        target = None
+        if recipe.target_encoder is not None:
+            target = models.build_target(recipe.target_encoder.name, n_features=shape["n_features"], **recipe.target_encoder.options)
+            shape["n_features"] = target.n_outputs
         encoder = models.build(choice.name, **shape, **options)
         loss = losses.build(recipe.loss.name, **recipe.loss.options)
+        loss = loss if target is None else Joint(loss, target)
         config = dataclasses.replace(recipe.train, seed=seed)
         fit = train.fit(encoder, loss, data.train, data.valid, config, out=folder, resume=True, progress=progress, name=self._label(row))
         hub.save(
             folder / "model",
             fit.encoder,
-            config={"recipe": recipe.to_dict(), "subjects": list(data.subjects), "ch_names": list(data.train.ch_names)},
+            config={
+                "recipe": recipe.to_dict(),
+                "subjects": list(data.subjects),
+                "ch_names": list(data.train.ch_names),
+                "ch_types": sorted({kind for signal in self.signals.values() for kind in signal.ch_types}),
+                "fill": self.fill,
+            },
             statistics=dataclasses.asdict(data.statistics),
+            # Where each recording's channels are, in the order of its statistics.
+            extra={f"positions/{uid}": torch.from_numpy(np.array(signal.positions)) for uid, signal in self.signals.items()},
         )
         if row == "encoder" and self._seen is None:
             self._seen = fit.encoder, loss.scores, fit.device
         for name in self.pools if row == "encoder" else [""]:
             scores = data.score(fit.encoder, loss.scores, pool=name, batch_size=config.batch_size, device=fit.device)
             yield f"{row}_{name}" if name else row, Fitted(scores, [] if name else fit.history)
+            if not name and row in evaluate.SCORED:
+                yield from self._scored(row, data, fit, loss.scores, scores)
+
+    def _scored(self, row: str, data: Data, fit: train.Checkpoint, scores: Scores, own: np.ndarray) -> Iterator[tuple[str, Fitted]]:
+        """Apply the recipe's scorers to a fitted encoder."""
+        config, pool = self.recipe.evaluate, data.pools[""]
+        test = scoring.Split(data.test, pool.segments, pool.targets(range(len(pool))))
+        found = scoring.apply(
+            config.scorers,
+            fit.encoder,
+            scores,
+            valid=data.valid,
+            test=test,
+            own=own,
+            context_width=config.context_width,
+            n_layers=config.n_layers,
+            seed=config.seed,
+            batch_size=self.recipe.train.batch_size,
+            device=fit.device,
+        )
+        for name, scored, chosen in found:
+            if row == "encoder":
+                self._chosen.setdefault(name, {}).setdefault(chosen, []).append(self.place)
+            yield f"{row}_{name}", Fitted(scored)
 
     def _label(self, row: str) -> str:
         return f"{row} ({self.place})" if self.place else row
@@ -221,11 +286,11 @@ class Fitter:
         loss = losses.build(self.recipe.loss.name, **self.recipe.loss.options)
         pool = self.data.pools[""]
         candidates = pool.targets(range(len(pool)))
-        return Fitted(evaluate.constant_scores(_mean_direction(self.data.train), candidates, loss.scores))
+        return Fitted(prediction.constant_scores(_mean_direction(self.data.train), candidates, loss.scores))
 
     def attribution(self, *, progress: bool) -> dict:
         """Find which sensors, bands and lags the first seed's encoder reads; nothing where there is nothing to tell apart."""
-        if self._seen is None or len(self.data.test.unique()) < 2:
+        if self._seen is None or len(self.data.test.unique()) < 2 or self.recipe.target_encoder is not None:
             return {}
         encoder, scores, device = self._seen
         seed = self.recipe.evaluate.seed

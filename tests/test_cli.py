@@ -315,3 +315,64 @@ def test_an_interrupt_says_that_the_same_command_goes_on(capsys, monkeypatch):
     status, _, err = told(capsys, "report", "anything")
     assert status == 130
     assert "the same command goes on from there" in err
+
+
+# ----------------------------------------------------------------------------------------------------- prepare, variants, release, scorers
+
+
+def test_prepare_fills_a_cache_and_checks_it(place, tmp_path, capsys):
+    arguments = ["prepare", place / "recipe.py", "--cache", tmp_path / "cache", "--quiet"]
+    status, out, _ = told(capsys, *arguments)
+    assert status == 0
+    assert "4 recordings" in out
+    status, out, _ = told(capsys, *arguments, "--verify")
+    assert (status, "0 were damaged" in out) == (0, True)
+    array = next((tmp_path / "cache").rglob("*.npy"))
+    data = bytearray(array.read_bytes())
+    data[-1] ^= 1
+    array.write_bytes(data)
+    status, out, _ = told(capsys, *arguments, "--verify")
+    assert status == 1
+    assert "1 were damaged" in out
+    assert not array.exists()
+
+
+def test_variants_by_name_and_wrong_names(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["run", place / "recipe.py", "--cache", place / "cache", "--quiet"]
+    status, _, err = told(capsys, *common, "--variants", "abblations")
+    assert status == 1
+    assert "table2, ablations, lag" in err
+    assert told(capsys, *common, "--variants", "ablations", "--variant", "relu")[0] == 1
+    status, _, _ = told(capsys, *common, "--variant", "clamp_100", "--set", "rows=encoder")
+    assert status == 0
+    assert (tmp_path / "runs" / "demo-clamp_100" / "report.json").is_file()
+    status, out, _ = told(capsys, *common, "--variants", "clamp_100", "--set", "rows=encoder")
+    assert status == 0
+    assert "minus reference, points" in out
+    assert "clamp 100" in out
+    assert (tmp_path / "runs" / "demo-variants" / "ladder.html").is_file()
+
+
+def test_a_finished_run_is_evaluated_with_scorers_and_not_trained(place, copied, capsys):
+    arguments = ["evaluate", copied, "--cache", place / "cache", "--quiet"]
+    status, _, err = told(capsys, *arguments, "--set", "train.lr=1")
+    assert status == 1
+    assert "train.lr=1" in err
+    status, out, _ = told(capsys, *arguments, "--set", "evaluate.scorers=hubness")
+    assert status == 0
+    assert "encoder hubness" in out
+    assert "encoder_hubness" in json.loads((copied / "report.json").read_text())["rows"]
+
+
+def test_release_and_verify(place, tmp_path, capsys):
+    status, _, err = told(capsys, "release", place / "run")
+    assert status == 1
+    assert "release RUN DIR" in err
+    status, _, err = told(capsys, "release", place / "run", tmp_path / "gift", "--licence", "cc-by-4.0")
+    assert status == 0, err
+    assert (tmp_path / "gift" / "SHA256SUMS").is_file()
+    assert told(capsys, "release", tmp_path / "gift", "--verify")[0] == 0
+    page = tmp_path / "gift" / "report.html"
+    page.write_bytes(page.read_bytes().replace(b"a", b"b", 1))
+    assert told(capsys, "release", tmp_path / "gift", "--verify")[0] == 1

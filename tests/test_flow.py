@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -452,3 +453,59 @@ def test_subjects_that_are_not_there_are_an_error(spec, message):
 
 def recording_of(subject):
     return Recording("study", subject)
+
+
+# --------------------------------------------------------------------------------------------------------------- subjects left out
+
+
+def test_every_subject_is_left_out_of_training_once_and_tested_then(run, tmp_path):
+    recipe = tiny("dataset.n_subjects=3", "folds=leave_subject_out", "rows=encoder,ridge")
+    result = run(recipe)
+    folds = segments.load(tmp_path / "run" / "segments.json")
+    whole = flow.segment(tiny("dataset.n_subjects=3"), flow.prepare(recipe, None, Cache(tmp_path / "cache"), progress=False))[0]
+    assert len(folds) == result.folds == result.subjects == 3
+    for fold in folds:
+        tested = {s.subject for s in fold.segments if s.split == "test"}
+        assert len(tested) == 1
+        assert tested.isdisjoint({s.subject for s in fold.segments if s.split != "test"})
+        model = tmp_path / "run" / "model" / "config.json"
+        assert len(json.loads(model.read_text())["subjects"]) == 2
+    assert result.n_windows == sum(s.split == "test" for s in whole.segments)
+    assert result.dropped["windows: window leaves the block"] == whole.dropped["window leaves the block"]  # once, not once for each fold
+    # The left-out subject's channels have a scale of their own.
+    assert not any("scaled with statistics of" in warning for warning in result.warnings)
+    assert any("left out of training once" in warning for warning in result.warnings)
+
+
+def test_leaving_subjects_out_needs_two_of_them(run):
+    with pytest.raises(RuntimeError, match="at least 2 subjects, got 1"):
+        run(tiny("dataset.n_subjects=1", "folds=leave_subject_out"))
+
+
+# ------------------------------------------------------------------------------------------------------ what may change in a finished run
+
+
+def test_a_finished_run_may_be_evaluated_and_kept_in_another_way_but_not_trained_in_another(finished, tmp_path):
+    changes = ("evaluate.confidence=0.5", "train.checkpoint_minutes=3", "train.resident=never")
+    flow.claim(shutil.copytree(finished, tmp_path / "a"), tiny(*changes), root=None, source="")
+    with pytest.raises(ValueError, match=r"train\.lr"):
+        flow.claim(shutil.copytree(finished, tmp_path / "b"), tiny("train.lr=0.5"), root=None, source="")
+
+
+def test_an_audio_encoder_is_trained_with_the_encoder(run, tmp_path):
+    settings = ("target_encoder=deep_mel", "target_encoder.n_outputs=5", "target_encoder.hidden=6", "target_encoder.depth=2")
+    result = run(tiny(*settings, "rows=encoder,constant"))
+    assert result.rows["encoder"]["n_nan"] == 0
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["model_config"]["n_features"] == 5
+    again = recipes.restore(recipes.load("demo"), json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"])
+    assert again.target_encoder == Choice("deep_mel", {"n_outputs": 5, "hidden": 6, "depth": 2})
+
+
+def test_the_cache_that_prepare_fills_is_the_one_that_a_run_reads(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    done = flow.fill_cache(tiny(), None, cache, progress=False)
+    assert (done["recordings"], done["channels"]) == (4, 6)
+    entries = set(cache.entries())
+    flow.run(tiny("rows=encoder"), out=tmp_path / "run", cache=cache, progress=False)
+    # Nothing is added but what the look for sound in the recordings keeps.
+    assert {entry.parent.parent.name for entry in set(cache.entries()) - entries} <= {"quality", "sounds"}

@@ -168,7 +168,7 @@ def test_a_number_may_be_a_name():
         ("seeds=()", "at least one seed is needed"),
         ("rows=encoder,ridges", "rows must contain 'encoder' and be among"),
         ("context=word", "context must be one of block, window, got 'word'"),
-        ("folds=five", "folds must be None or 'leave_one_out'"),
+        ("folds=five", "folds must be None, 'leave_one_out' or 'leave_subject_out', got 'five'"),
         ("dataset.minuts=3", r"Unknown field 'minuts' in section 'dataset' \(simulated\); fields are name, .*minutes"),
         ("dataset.minutes=long", r"minutes in section 'dataset' \(simulated\) takes float"),
         ("dataset.root=x", "Unknown field 'root'"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_runs import tiny
 
-from brainspeech import evaluate, features, flow, rows
+from brainspeech import evaluate, features, flow, prediction, rows
 from brainspeech.cache import Cache
 from brainspeech.records import Segment, Span
 
@@ -50,7 +50,7 @@ def planted(tmp_path_factory):
         cache=cache,
         progress=False,
     )
-    test = evaluate.TestSet.from_segments([s for s in fold.segments if s.split == "test"])
+    test = prediction.TestSet.from_segments([s for s in fold.segments if s.split == "test"])
 
     def make(segs=fold.segments, *, recipe=recipe):
         return rows.Fitter(recipe, segs, {"": test.candidates}, prepared.signals, tracks, prepared.feature.fill)
@@ -114,6 +114,29 @@ def test_the_ridge_is_fitted_once_for_all_seeds(planted, tmp_path, monkeypatch):
     assert len(calls) == 1
     np.testing.assert_array_equal(found[0]["ridge"].scores, found[1]["ridge"].scores)
     assert not np.array_equal(found[0]["encoder"].scores, found[1]["encoder"].scores)
+
+
+def test_scorers_add_rows_for_the_encoder_and_its_control(planted, tmp_path):
+    make, _, _ = planted
+    settings = ("train.max_epochs=1", "train.max_steps_per_epoch=2", "rows=encoder,shuffled,constant", "evaluate.n_layers=2")
+    fitter = make(recipe=tiny(*PLANTED, *settings, "evaluate.scorers=augment,layers,other_subject,hubness,context"))
+    found = dict(fitter.rows(tmp_path, fold=0, seed=fitter.recipe.seeds[0], progress=False))
+    names = ("", "_augment", "_layers", "_other_subject", "_hubness", "_context")
+    assert list(found) == [f"{row}{name}" for row in ("encoder", "shuffled") for name in names] + ["constant"]
+    for name in names:
+        assert found[f"encoder{name}"].scores.shape == found["encoder"].scores.shape
+        assert np.isfinite(found[f"encoder{name}"].scores).all()
+    said = [w for w in fitter.warnings() if "chosen on the validation split" in w]
+    assert [w.split(":")[0] for w in said] == [f"encoder{name}" for name in names[1:]]
+
+
+def test_a_scorer_that_does_not_fit_is_refused_before_training(planted):
+    make, _, _ = planted
+    with pytest.raises(ValueError, match="needs to know how many layers"):
+        make(recipe=tiny(*PLANTED, "evaluate.scorers=layers"))
+    clash = dataclasses.replace(tiny(*PLANTED, "evaluate.scorers=context"), rescore={"context": {}})
+    with pytest.raises(ValueError, match="rescore names a row like the scorer context"):
+        make(recipe=clash)
 
 
 # ------------------------------------------------------------------------------------------------------------------- shuffled pairs

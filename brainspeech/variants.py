@@ -1,0 +1,294 @@
+"""Variants of a recipe: the ladder and the ablations of Défossez et al. 2023, its curves, and a run of them all with one table at the end.
+
+A variant is a name for some ``--set``. Nothing here decides between variants: the table shows each one's validation accuracy beside the
+test accuracy, and only the former may choose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainspeech import flow, report
+from brainspeech import recipe as recipes
+from brainspeech.cache import Cache
+from brainspeech.recipe import Recipe
+
+REFERENCE = "reference"
+MEL = ("feature.name=mel", "feature.n_mels=120")
+NO_SUBJECTS = ("model.generic_subject=False", "model.subject_layer=False")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of a recipe: what it means, and the settings that make it, as ``--set`` takes them."""
+
+    meaning: str
+    settings: tuple[str, ...] = ()
+
+
+VARIANTS: dict[str, Variant] = {
+    REFERENCE: Variant("the recipe as it is"),
+    # The rows of Table 2, from the bottom up; its first row, random, is chance and needs no fit.
+    "base": Variant("mean squared error on 120 mels", (*MEL, "loss.name=mse")),
+    "contrastive": Variant("the contrastive loss on 120 mels", (*MEL, "loss.name=clip")),
+    "deep_mel": Variant("an audio encoder trained jointly from 120 mels", (*MEL, "loss.name=clip", "target_encoder=deep_mel")),
+    "wav2vec2": Variant("the contrastive loss on wav2vec 2.0", ("feature.name=wav2vec2", "loss.name=clip")),
+    # The ablations.
+    "subject_embedding": Variant("a vector for each subject instead of a layer", (*NO_SUBJECTS, "model.subject_embedding=64")),
+    "clamp_100": Variant("clamp at 100 instead of 20", ("batches.clamp=100",)),
+    "no_spatial_dropout": Variant("no spatial dropout", ("model.spatial_dropout=0",)),
+    "relu": Variant("ReLU instead of GELU", ("model.activation=relu",)),
+    "no_skips": Variant("no skip connections", ("model.skips=False",)),
+    "no_head": Variant("no final convolutions", ("model.head=False",)),
+    "no_initial": Variant("no initial 1x1 convolution", ("model.initial=False",)),
+    "no_spatial_attention": Variant("no spatial attention", ("model.spatial_attention=False",)),
+    "no_glu": Variant("no GLU convolutions", ("model.glu_every=0",)),
+    "no_subject_layer": Variant("no subject layer", NO_SUBJECTS),
+    "no_clamp": Variant("no clamping", ("batches.clamp=None",)),
+}
+ABLATIONS = tuple(VARIANTS)[tuple(VARIANTS).index("subject_embedding") :]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Variants that belong in one table.
+
+    Parameters
+    ----------
+    title, reference : str
+        ``reference`` is the variant that the others are compared with.
+    variants : mapping of str to Variant
+    axis : str
+        What changes along a curve, with its unit; empty where the variants are no curve.
+    values : mapping of str to float
+        Where on the axis each variant lies.
+    """
+
+    title: str
+    reference: str
+    variants: Mapping[str, Variant]
+    axis: str = ""
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One constant at several values.
+
+    Parameters
+    ----------
+    axis : str
+        Its name and unit.
+    setting : callable
+        (recipe, value) -> the settings that put it in force.
+    values : tuple of float
+    present : callable
+        recipe -> the value that the recipe has.
+    """
+
+    axis: str
+    setting: Callable[[Recipe, float], tuple[str, ...]]
+    values: tuple[float, ...]
+    present: Callable[[Recipe], float | None]
+
+
+CURVES: dict[str, Curve] = {
+    "lag": Curve(
+        "lag, ms",
+        lambda recipe, value: (f"batches.lag={value / 1000:g}",),
+        (0, 50, 100, 150, 200, 250, 300),
+        lambda recipe: 1000 * recipe.batches.lag,
+    ),
+    "window": Curve(
+        "window, s",
+        lambda recipe, value: (f"segments.tmax={recipe.segments.tmin + value:g}",),
+        (1, 2, 3, 4, 5),
+        lambda recipe: recipe.segments.tmax - recipe.segments.tmin,
+    ),
+    "mels": Curve(
+        "mel bands",
+        lambda recipe, value: ("feature.name=mel", f"feature.n_mels={value:g}"),
+        (20, 40, 80, 120),
+        lambda recipe: recipe.feature.options.get("n_mels", 120) if recipe.feature.name == "mel" else None,
+    ),
+    "temperature": Curve(
+        "temperature",
+        lambda recipe, value: (f"loss.temperature={value:g}",),
+        (0.1, 0.3, 1, 3, 10),
+        lambda recipe: recipe.loss.options.get("temperature"),
+    ),
+}
+# Top-10 accuracy in per cent, over three seeds, of Table 2 and of the table of ablations, which comes from an older run.
+PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
+    "table2": {
+        "brennan2019": {"base": 6.0, "contrastive": 8.0, "deep_mel": 24.7, "wav2vec2": 25.7},
+        "broderick2019": {"base": 1.0, "contrastive": 9.7, "deep_mel": 15.4, "wav2vec2": 17.7},
+        "gwilliams2022": {"base": 12.4, "contrastive": 55.1, "deep_mel": 64.4, "wav2vec2": 70.7},
+        "schoffelen2019": {"base": 20.6, "contrastive": 55.1, "deep_mel": 61.2, "wav2vec2": 67.5},
+    },
+    "ablations": {
+        dataset: dict(zip((REFERENCE, *ABLATIONS), values, strict=True))
+        for dataset, values in {
+            "schoffelen2019": (67.3, 64.6, 66.9, 67.3, 65.6, 65.3, 67.2, 62.7, 65.6, 66.7, 42.4, 1.5),
+            "gwilliams2022": (66.7, 66.7, 66.5, 65.2, 64.9, 62.4, 65.1, 64.0, 61.9, 66.3, 44.3, 22.3),
+            "broderick2019": (13.4, 14.7, 13.3, 12.3, 12.5, 11.0, 11.2, 11.9, 11.9, 6.9, 6.9, 1.0),
+            "brennan2019": (25.7, 29.4, 27.1, 26.8, 24.6, 24.3, 19.0, 22.1, 20.6, 6.0, 20.2, 14.1),
+        }.items()
+    },
+}
+SOURCES = {
+    "table2": "Défossez et al. 2023, Table 2: the paper's protocol, three seeds",
+    "ablations": "published with the code of Défossez et al. 2023: an older run than Table 2, to be compared with its own reference",
+}
+TABLES = ("table2", "ablations", *CURVES, "subjects")
+
+
+def known(recipe: Recipe) -> dict[str, Variant]:
+    """Give all variants of a recipe by name: those of the paper, and its own."""
+    return VARIANTS | {name: Variant("of this recipe", tuple(settings)) for name, settings in recipe.variants.items()}
+
+
+def apply(recipe: Recipe, variant: str | Variant) -> Recipe:
+    """Give a recipe with a variant's settings.
+
+    Raises
+    ------
+    ValueError
+        If there is no such variant, or the recipe has nothing that it changes.
+    """
+    name = variant if isinstance(variant, str) else ""
+    if isinstance(variant, str):
+        if variant not in (all_of_them := known(recipe)):
+            raise ValueError(f"Unknown variant {variant!r}; there are {', '.join(all_of_them)}.")
+        variant = all_of_them[variant]
+    if name in ABLATIONS and recipe.model.name != "conv" and any(s.startswith("model.") for s in variant.settings):
+        raise ValueError(f"The variant {name!r} changes the model 'conv', but {recipe.name} has {recipe.model.name!r}.")
+    return recipes.change(recipe, variant.settings)
+
+
+def table(recipe: Recipe, what: str, *, n_subjects: int | None = None) -> Table:
+    """Collect the variants of one table.
+
+    Parameters
+    ----------
+    what : str
+        ``table2``, ``ablations``; a curve: ``lag``, ``window``, ``mels``, ``temperature``, ``subjects``; or names of variants with commas
+        between them, compared with the recipe as it is.
+    n_subjects : int, optional
+        How many there are; for ``subjects``.
+
+    Raises
+    ------
+    ValueError
+        If it names something that there is not.
+    """
+    if what == "table2":
+        rungs = ("base", "contrastive", "deep_mel", "wav2vec2")
+        return Table("From regression to contrastive learning on wav2vec 2.0", "wav2vec2", {name: VARIANTS[name] for name in rungs})
+    if what == "ablations":
+        return Table("Ablations", REFERENCE, {name: VARIANTS[name] for name in (REFERENCE, *ABLATIONS)})
+    if what == "subjects":
+        if n_subjects is None or n_subjects < 2:
+            raise ValueError(f"The curve over subjects needs at least 2 subjects, got {n_subjects}.")
+        numbers = [2**k for k in range(n_subjects.bit_length()) if 2**k < n_subjects] + [n_subjects]
+        points = {f"subjects-{n}": Variant(f"the first {n} of {n_subjects}", (f"subjects=first:{n}",)) for n in numbers}
+        return Table(
+            "Number of subjects", f"subjects-{n_subjects}", points, "subjects", dict(zip(points, map(float, numbers), strict=True))
+        )
+    if what in CURVES:
+        curve = CURVES[what]
+        points = {f"{what}-{value:g}": Variant(f"{curve.axis}: {value:g}", curve.setting(recipe, value)) for value in curve.values}
+        at = dict(zip(points, curve.values, strict=True))
+        present = curve.present(recipe)
+        middle = list(points)[len(points) // 2]
+        reference = middle if present is None else min(at, key=lambda name: abs(at[name] - present))
+        return Table(curve.axis.split(",")[0].capitalize(), reference, points, curve.axis, at)
+    names = [name.strip() for name in what.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known(recipe)]
+    if unknown or not names:
+        raise ValueError(
+            f"--variants takes {', '.join(TABLES)}, or variants with commas between them ({', '.join(known(recipe))}); "
+            f"got {', '.join(unknown) or 'nothing'}."
+        )
+    chosen = dict.fromkeys([REFERENCE, *names])
+    return Table("Variants", REFERENCE, {name: known(recipe)[name] for name in chosen})
+
+
+def run(
+    recipe: Recipe,
+    what: str,
+    *,
+    root: str | os.PathLike | None,
+    out: str | os.PathLike,
+    cache: Cache,
+    source: str = "",
+    rows: Sequence[str] | None = ("encoder",),
+    progress: bool = True,
+) -> report.Ladder:
+    """Run all variants of a table, each into its own folder under ``out``, and write the table.
+
+    What is finished is not run again, so a run that was stopped goes on with the same call. A variant that cannot be run is listed with the
+    reason.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    what : str
+        See ``table``.
+    rows : sequence of str or None
+        Rows of the report of every variant but the reference, which has the recipe's; None: the recipe's for all.
+
+    Raises
+    ------
+    RuntimeError
+        If the reference cannot be run, or nothing else can.
+    """
+    n_subjects = None
+    if what == "subjects":
+        dataset = flow.load_dataset(recipe, root)
+        chosen = flow.select_subjects(dataset.recordings(), recipe.subjects, published=dataset.published)
+        n_subjects = len({recording.subject for recording in chosen})
+    plan = table(recipe, what, n_subjects=n_subjects)
+    out = Path(out)
+    failed: dict[str, str] = {}
+    for i, (name, variant) in enumerate(plan.variants.items()):
+        print(f"brainspeech: variant {i + 1} of {len(plan.variants)}: {name} ({variant.meaning}).", file=sys.stderr)
+        try:
+            one = apply(recipe, name if name in known(recipe) else variant)
+            if rows is not None and name != plan.reference:
+                one = dataclasses.replace(one, rows=tuple(rows))
+            one = dataclasses.replace(one, title=f"{recipe.title} ({variant.meaning})")
+            if not _finished(one, out / name, root, source):
+                flow.run(one, root=root, out=out / name, cache=cache, source=source, progress=progress)
+        except (ValueError, RuntimeError, OSError) as error:
+            if name == plan.reference:
+                raise RuntimeError(f"The reference of the table, {name}, cannot be run: {error}") from error
+            failed[name] = str(error)
+            print(f"brainspeech: {name} cannot be run: {error}", file=sys.stderr)
+    result = report.ladder(
+        {name: out / name for name in plan.variants if name not in failed},
+        reference=plan.reference,
+        title=f"{plan.title}: {recipe.title}",
+        names={name: variant.meaning for name, variant in plan.variants.items()},
+        axis=plan.axis or None,
+        values=plan.values or None,
+        failed=failed,
+        published={name: value / 100 for name, value in PUBLISHED.get(what, {}).get(recipe.dataset.name, {}).items()},
+        source=SOURCES.get(what, ""),
+        chance="random",
+    )
+    report.write_ladder(result, out)
+    return result
+
+
+def _finished(recipe: Recipe, out: Path, root: str | os.PathLike | None, source: str) -> bool:
+    """Whether a folder holds the finished run of this very recipe."""
+    if not (out / "report.json").is_file():
+        return False
+    flow.claim(out, recipes.settle(recipe), root=root, source=source)
+    return report.load(out).provenance.get("recipe", {}).get("evaluate") == recipe.to_dict()["evaluate"]

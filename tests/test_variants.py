@@ -1,0 +1,89 @@
+"""Variants: every one of the paper's can be made of a shipped recipe, and a table of them runs, resumes and lists what failed."""
+
+import json
+
+import pytest
+from tiny_runs import tiny
+
+from brainspeech import models, recipe, variants
+from brainspeech.cache import Cache
+
+
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_every_variant_of_the_paper_is_a_recipe_that_can_be_run(name):
+    changed = variants.apply(recipe.load("brennan2019"), name)
+    recipe.check(recipe.settle(changed))
+    sizes = {"n_channels": 5} if changed.model.options.get("spatial_attention") is False else {}
+    encoder = models.build(
+        changed.model.name, n_subjects=2, n_features=3, hidden=8, n_virtual=6, n_harmonics=2, **sizes, **changed.model.options
+    )
+    reference = models.build("conv", n_subjects=2, n_features=3, hidden=8, n_virtual=6, n_harmonics=2, generic_subject=True)
+    same = {k: v.shape for k, v in encoder.state_dict().items()} == {k: v.shape for k, v in reference.state_dict().items()}
+    in_the_weights = any(s.startswith("model.") for s in variants.VARIANTS[name].settings) and name not in (
+        "relu",
+        "no_spatial_dropout",
+        "no_skips",
+    )
+    assert same is not in_the_weights
+
+
+def test_published_numbers_stand_beside_variants_that_exist():
+    for what, datasets in variants.PUBLISHED.items():
+        for values in datasets.values():
+            assert list(values) == list(variants.table(recipe.load("brennan2019"), what).variants)
+
+
+def test_a_curve_changes_one_constant_and_compares_with_the_value_that_the_recipe_has():
+    base = recipe.load("brennan2019")
+    lag = variants.table(base, "lag")
+    assert lag.reference == "lag-150"
+    assert [variants.apply(base, v).batches.lag for v in lag.variants.values()] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
+    window = variants.table(base, "window")
+    assert window.reference == "window-3"
+    assert variants.apply(base, window.variants["window-5"]).segments.tmax == 4.5
+    assert list(variants.table(base, "subjects", n_subjects=11).values.values()) == [1, 2, 4, 8, 11]
+    assert variants.apply(base, variants.table(base, "subjects", n_subjects=11).variants["subjects-4"]).subjects == "first:4"
+
+
+def test_a_recipe_has_variants_of_its_own():
+    base = tiny("dataset.minutes=5")
+    own = recipe.restore(base, base.to_dict() | {"variants": {"slow": ["train.lr=1e-5", "batches.lag=0.2"]}})
+    changed = variants.apply(own, "slow")
+    assert (changed.train.lr, changed.batches.lag) == (1e-5, 0.2)
+    assert list(variants.table(own, "slow,no_clamp").variants) == ["reference", "slow", "no_clamp"]
+
+
+def test_what_is_not_there_is_named():
+    base = tiny()
+    with pytest.raises(ValueError, match="Unknown variant 'no_skip'; there are reference, base"):
+        variants.apply(base, "no_skip")
+    with pytest.raises(ValueError, match=r"table2, ablations, lag.*got typo"):
+        variants.table(base, "no_clamp,typo")
+    with pytest.raises(ValueError, match="got nothing"):
+        variants.table(base, ",")
+    with pytest.raises(ValueError, match="changes the model 'conv', but demo has 'braindecode'"):
+        variants.apply(recipe.change(base, ["model.name=braindecode"]), "relu")
+    with pytest.raises(ValueError, match="at least 2 subjects, got 1"):
+        variants.table(base, "subjects", n_subjects=1)
+
+
+def test_a_table_runs_lists_what_failed_and_does_not_run_twice(tmp_path, capsys):
+    # A clamp of -1 is refused when the variant is made.
+    base = recipe.restore(tiny(), tiny().to_dict() | {"variants": {"broken": ["batches.clamp=-1"]}})
+    given = {"root": None, "out": tmp_path / "table", "cache": Cache(tmp_path / "cache"), "progress": False}
+    first = variants.run(base, "no_clamp,broken", **given)
+    said = capsys.readouterr().err
+    assert "variant 3 of 3: broken" in said
+    assert "broken cannot be run: clamp must be a positive number or None, got -1" in said
+    page = (tmp_path / "table" / "ladder.html").read_text()
+    assert "clamp must be a positive number" in page
+    rows = {name: json.loads((tmp_path / "table" / name / "report.json").read_text())["rows"] for name in ("reference", "no_clamp")}
+    assert "shuffled" in rows["reference"]
+    assert set(rows["no_clamp"]) == {"encoder", "block_oracle"}
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "table").glob("*/report.json")}
+    assert variants.run(base, "no_clamp,broken", **given) == first
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    with pytest.raises(RuntimeError, match="reference of the table, reference, cannot be run"):
+        variants.run(
+            recipe.change(base, ["feature.name=mel", "segments.test_ratio=0"]), "no_clamp", **(given | {"out": tmp_path / "other"})
+        )
