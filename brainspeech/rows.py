@@ -224,10 +224,12 @@ class Fitter:
                 "ch_names": list(data.train.ch_names),
                 "ch_types": sorted({kind for signal in self.signals.values() for kind in signal.ch_types}),
                 "fill": self.fill,
+                **({} if target is None else {"target_encoder": {"name": target.name, "config": target.config}}),
             },
             statistics=dataclasses.asdict(data.statistics),
             # Where each recording's channels are, in the order of its statistics.
-            extra={f"positions/{uid}": torch.from_numpy(np.array(signal.positions)) for uid, signal in self.signals.items()},
+            extra={f"positions/{uid}": torch.from_numpy(np.array(signal.positions)) for uid, signal in self.signals.items()}
+            | ({} if target is None else {f"target_encoder/{key}": value for key, value in target.state_dict().items()}),
         )
         if row == "encoder" and self._seen is None:
             self._seen = fit.encoder, loss.scores, fit.device

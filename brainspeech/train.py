@@ -32,7 +32,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from brainspeech import augment, hub, loading, retrieval, sampling, similarity, stopping
+from brainspeech import augment, hub, loading, memory, retrieval, sampling, similarity, stopping
 from brainspeech.batches import Batch, SegmentDataset
 from brainspeech.checkpoint import Generators, State, Store
 from brainspeech.models.linear import Ridge
@@ -223,7 +223,9 @@ def fit(
     estimate = _compile(encoder, device) if config.compile else encoder
     run = _Run(encoder, estimate, loss, optimiser, accelerator, config, _data_digest(train, valid), augmentation)
     store = None if out is None else Store(Path(out))
-    with _seeded(config.seed), _tf32(config.tf32 and precision == "fp32"), stopping.at_boundary() if store else nullcontext() as request:
+    keeping = memory.kept() if device.type == "cpu" else nullcontext()
+    asking = stopping.at_boundary() if store else nullcontext()
+    with keeping, _seeded(config.seed), _tf32(config.tf32 and precision == "fp32"), asking as request:
         if store is not None and not (resume and _restore(run, store)):
             store.clear()
         resumed_at = len(run.history)
