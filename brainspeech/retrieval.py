@@ -6,7 +6,7 @@ last instead of first, and so does anything that is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from brainspeech import similarity
+from brainspeech.similarity import Repeated
 
 
 class Ranks(NamedTuple):
@@ -58,10 +59,10 @@ def ranks_from_scores(scores: Tensor | np.ndarray, targets: Tensor | np.ndarray)
 
 def ranks(
     estimates: Tensor,
-    candidates: Tensor,
+    candidates: Tensor | Repeated,
     targets: Tensor,
     *,
-    scores: Callable[[Tensor, Tensor], Tensor] = similarity.candidate_normalised,
+    scores: Callable[..., Tensor] = similarity.candidate_normalised,
     chunk: int = 512,
 ) -> Tensor:
     """Rank each estimate's own candidate among all candidates, exactly.
@@ -69,13 +70,14 @@ def ranks(
     Parameters
     ----------
     estimates : Tensor, shape (B, F, T)
-    candidates : Tensor, shape (N, F, T)
+    candidates : Tensor, shape (N, F, T), or Repeated
+        Repeated, if ``scores`` is one of ``similarity`` that takes them.
     targets : Tensor, shape (B,)
         Column of each row's own candidate.
     scores : callable
         (b, F, T), (n, F, T) -> (b, n), higher is nearer, where an entry depends on its own estimate and candidate only.
     chunk : int
-        At most so many estimates and so many candidates are compared at once.
+        At most so many estimates and so many candidates are compared at once; Repeated candidates are compared by their own groups.
 
     Returns
     -------
@@ -94,10 +96,52 @@ def ranks(
         raise ValueError(f"Targets must have one column per estimate, {(len(estimates),)}, got {tuple(targets.shape)}.")
     _check_targets(targets, len(candidates))
     found = [torch.empty(0, dtype=torch.int64, device=estimates.device)]
+    parts = (candidates,) if isinstance(candidates, Repeated) else candidates.split(chunk)
     for rows, columns in zip(estimates.split(chunk), targets.split(chunk), strict=True):
-        row_scores = torch.cat([scores(rows, part) for part in candidates.split(chunk)], dim=1)
+        row_scores = torch.cat([scores(rows, part) for part in parts], dim=1)
         found.append(ranks_from_scores(row_scores, columns).ranks)
     return torch.cat(found)
+
+
+def stream_scores(
+    estimates: Tensor,
+    parts: Iterable[Tensor | Repeated],
+    *,
+    scores: Callable[..., Tensor] = similarity.candidate_normalised,
+    chunk: int = 512,
+) -> Tensor:
+    """Score estimates against candidates that come part by part, from a disk or a generator, and are not kept.
+
+    For the ranks, ``ranks_from_scores(scores, targets)``; for the k best candidates, ``scores.topk(k)``. In memory are the estimates, one
+    part (in float32, whatever it is stored in) and the scores, four bytes each.
+
+    Parameters
+    ----------
+    estimates : Tensor, shape (B, F, T)
+    parts : iterable of Tensor, shape (n, F, T), or Repeated
+        The N candidates in order.
+    scores : callable
+        As in ``ranks``.
+    chunk : int
+        At most so many estimates are compared with a part at once.
+
+    Returns
+    -------
+    Tensor, shape (B, N), float32 or better
+
+    Raises
+    ------
+    ValueError
+        If there is no part, shapes disagree, or `chunk` is not positive.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}.")
+    found = []
+    for part in parts:
+        found.append(torch.cat([scores(rows, part.to(estimates.device)) for rows in estimates.split(chunk)]))
+    if not found:
+        raise ValueError("There are no candidates to score: the parts are empty.")
+    return torch.cat(found, dim=1)
 
 
 def topk_accuracy(ranks: Tensor | np.ndarray, k: int) -> float:

@@ -13,7 +13,7 @@ from brainspeech import preprocess as room
 from brainspeech.cache import file_identity
 from brainspeech.preprocess import PreprocessConfig, load_signal, preprocess
 from brainspeech.records import Recording
-from brainspeech.timing import resampled_length
+from brainspeech.timing import rate_ratio, resampled_length
 
 EEG = ["Fp1", "Fp2", "F3", "F4", "C3", "C4", "P3", "P4"]
 PLAIN = PreprocessConfig()
@@ -53,6 +53,50 @@ def test_a_sine_keeps_its_amplitude_and_its_time(sfreq, frequency):
     lag = (np.arctan2(b, a) - 0.3) / (2 * np.pi * frequency) * 120.0  # samples
     assert abs(lag) < 0.01
     assert np.abs(signal.data[0, middle] - design @ fit).max() < 2e-3 * 1e-6
+
+
+@pytest.mark.parametrize("sfreq", [1000.0, 300.3074951171875, 512.0])
+@pytest.mark.parametrize("frequency", [42.0, 48.0, 50.0])
+def test_it_is_flat_up_to_five_twelfths_of_the_new_rate(sfreq, frequency):
+    data = preprocess(_raw([_sine(frequency, sfreq, 10.0)], sfreq), PLAIN).data[0, 60:-60]
+    expected = np.sin(2 * np.pi * frequency * np.arange(60, 60 + len(data)) / 120 + 0.3)
+    assert np.abs(data - expected).max() < 1.5e-3
+
+
+@pytest.mark.parametrize("sfreq", [1000.0, 300.3074951171875, 128.0, 512.0, 5000.0, 100.0])
+@pytest.mark.parametrize("n_channels", [1, 40])
+def test_resampling_is_the_sum_over_the_kernel(sfreq, n_channels, monkeypatch):
+    monkeypatch.setattr(room, "PRODUCT", 20_000)  # more than one product for the channels
+    data = _noise(n_channels, 1400)
+    ratio = rate_ratio(sfreq, 120.0)
+    up, down = ratio.numerator, ratio.denominator
+    kernel = room._antialias(up, down)
+    half, n_new = len(kernel) // 2, resampled_length(1400, sfreq, 120.0)
+    found = np.empty((n_channels, n_new))
+    room._resample(lambda start, stop: data[:, room._reflect(start, stop, 1400)], 1400, sfreq, 120.0, found, chunk=500)
+    for k in (0, 1, n_new // 2, n_new - 1):
+        times = np.arange((k * down - half) // up - 1, (k * down + half) // up + 2)
+        places = half + k * down - times * up
+        inside = (places >= 0) & (places < len(kernel))
+        expected = data[:, room._reflect(times[0], times[-1] + 1, 1400)[inside]] @ kernel[places[inside]]
+        np.testing.assert_allclose(found[:, k], expected, rtol=0, atol=1e-12 * 1e-5 * 1e3)
+
+
+def test_a_constant_stays_a_constant():
+    # Every phase of the kernel sums to 1, so that a slow drift gets no ripple at the rate of the phases.
+    for up, down in ((3, 25), (15, 16), (6, 5), (3933, 9842)):
+        kernel = room._antialias(up, down)
+        np.testing.assert_allclose([kernel[p::up].sum() for p in range(up)], 1, rtol=1e-12)
+        np.testing.assert_allclose(kernel, kernel[::-1], rtol=0, atol=1e-15)
+
+
+def test_a_start_far_from_the_rest_costs_no_precision():
+    noise = _noise(2, 30_000, 1e-6)
+    settling = noise + np.where(np.arange(30_000) < 3000, 0.1, 1e-3)
+    late = slice(600, None)
+    difference = preprocess(_raw(settling), PLAIN).data[:, late].astype(float) - preprocess(_raw(noise), PLAIN).data[:, late]
+    difference -= difference.mean(axis=1, keepdims=True)
+    assert np.abs(difference).max() < 2e-9  # a mean that the start has drawn to 0.01 V would leave steps of 1e-9 V
 
 
 def test_an_impulse_late_in_the_recording_stays_where_it_is():
@@ -96,10 +140,10 @@ def test_a_small_signal_on_a_large_offset_keeps_its_precision():
 @pytest.mark.parametrize("chunk", [1, 97, 1000])
 def test_chunked_equals_whole(sfreq, chunk):
     raw = _raw(_noise(3, 5003), sfreq)
-    read = room._reader(raw, [0, 2], [1], {0: 1e-6, 1: 2e-6, 2: 0.0}, False)
+    source = room._Source(raw, [0, 2])
     whole, chunked = np.full((2, 2, resampled_length(5003, sfreq, 120.0)), np.nan)
-    room._resample(read, 5003, sfreq, 120.0, whole, chunk=10**9)
-    room._resample(read, 5003, sfreq, 120.0, chunked, chunk=chunk)
+    room._resample(source.read, 5003, sfreq, 120.0, whole, chunk=10**9, level=source.level)
+    room._resample(source.read, 5003, sfreq, 120.0, chunked, chunk=chunk, level=source.level)
     np.testing.assert_allclose(chunked, whole, rtol=0, atol=1e-9 * np.abs(whole).max())
 
 
@@ -179,6 +223,17 @@ def test_band_pass_and_notch_do_what_they_say():
     notched, _ = amplitudes(PreprocessConfig(notch=(50.0,)))
     assert notched[50.0] < 0.005 * open_[50.0]
     assert notched[20.0] == pytest.approx(open_[20.0], abs=5e-3)
+
+
+@pytest.mark.parametrize(("n_times", "n_taps"), [(4001, 1201), (20_000, 793), (1201, 1201), (300, 3)])
+def test_filtering_is_the_convolution_of_the_reflected_signal(n_times, n_taps):
+    data = _noise(2, n_times).astype(np.float32)
+    kernel = np.hanning(n_taps + 2)[1:-1] / n_taps
+    reach = n_taps // 2
+    padded = np.pad(data.astype(float), ((0, 0), (reach, reach)), mode="reflect")
+    expected = np.stack([np.convolve(row, kernel, mode="valid") for row in padded])
+    room._filter(data, kernel)
+    np.testing.assert_allclose(data, expected, rtol=0, atol=1e-7 * np.abs(expected).max())
 
 
 def test_the_half_length_is_the_reach_of_the_filter():
@@ -332,6 +387,23 @@ def test_the_average_reference_is_that_of_the_good_channels():
     good = data[2:] - data[2:].mean(axis=1, keepdims=True)
     np.testing.assert_allclose(signal.data, good - good.mean(axis=0), atol=1e-11)
     np.testing.assert_allclose(signal.data.sum(axis=0), 0, atol=1e-10)
+
+
+def test_a_reference_is_taken_off_in_full_precision():
+    # Mains of 10 mV on all electrodes, 1 uV on each: in float32 the former would leave 1 nV of the latter's digits.
+    own = _noise(8, 6000, 1e-6)
+    shared = 1e-2 * _sine(20.0, 1000.0, 6.0)
+    for config in (PreprocessConfig(reference="average"), PreprocessConfig(reference=("Fp1", "P4"))):
+        difference = preprocess(_raw(own + shared), config).data - preprocess(_raw(own), config).data
+        assert np.abs(difference).max() < 1e-12
+
+
+def test_a_recording_of_bad_channels_is_refused_before_it_is_read(monkeypatch):
+    raw = _raw(_noise(4))
+    raw.info["bads"] = ["Fp1", "Fp2", "F3"]
+    monkeypatch.setattr(raw, "get_data", None)
+    with pytest.raises(RuntimeError, match=r"s1: more than half, 3 of 4 channels, cannot be used: Fp1 \(marked bad\)"):
+        preprocess(raw, PLAIN, uid="s1")
 
 
 def test_a_reference_that_cannot_serve_is_an_error():

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from brainspeech import similarity
-from brainspeech.retrieval import chance, median_rank, ranks, ranks_from_scores, topk_accuracy
+from brainspeech.retrieval import chance, median_rank, ranks, ranks_from_scores, stream_scores, topk_accuracy
 
 
 def make_pairs(n_rows=20, n_candidates=13, seed=0):
@@ -30,6 +32,49 @@ def test_chunked_is_full(chunk):
     estimates, candidates, targets = make_pairs()
     full = ranks_from_scores(similarity.candidate_normalised(estimates, candidates), targets).ranks
     assert torch.equal(ranks(estimates, candidates, targets, chunk=chunk), full)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_repeated_candidates_have_the_same_ranks(chunk):
+    estimates, candidates, targets = make_pairs()
+    candidates = candidates[..., [0, 0, 1, 1, 1, 2]]
+    expected = ranks(estimates, candidates, targets)
+    assert torch.equal(ranks(estimates, similarity.Repeated.of(candidates), targets, chunk=chunk), expected)
+
+
+@pytest.mark.parametrize("chunk", [3, 20])
+def test_streamed_scores_are_those_of_all_at_once(chunk):
+    estimates, candidates, targets = make_pairs()
+    expected = similarity.candidate_normalised(estimates, candidates)
+    scores = stream_scores(estimates, (candidates[k : k + 5] for k in range(0, 13, 5)), chunk=chunk)
+    torch.testing.assert_close(scores, expected)
+    assert torch.equal(ranks_from_scores(scores, targets).ranks, ranks(estimates, candidates, targets))
+    assert torch.equal(scores.topk(3).indices, expected.topk(3).indices)
+
+
+def test_streamed_candidates_may_be_stored_in_half_precision():
+    estimates, candidates, _ = make_pairs()
+    stored = candidates.bfloat16()
+    found = stream_scores(estimates, stored.split(4), scores=similarity.cosine)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, similarity.cosine(estimates, stored.float()))
+    torch.testing.assert_close(stream_scores(estimates, [similarity.Repeated.of(stored)], scores=similarity.cosine), found)
+
+
+def test_only_one_part_is_held_at_a_time():
+    estimates, candidates, _ = make_pairs()
+    alive = []
+
+    def parts():
+        for k in range(0, 12, 4):
+            assert all(part() is None for part in alive[:-1])
+            part = candidates[k : k + 4].clone()
+            alive.append(weakref.ref(part))
+            yield part
+            del part
+
+    assert stream_scores(estimates, parts()).shape == (20, 12)
+    assert len(alive) == 3
 
 
 def test_perfect_estimates_rank_first():
@@ -99,6 +144,10 @@ def test_bad_input_is_named():
         ranks(estimates, candidates, targets, chunk=0)
     with pytest.raises(ValueError, match="must agree in features and times"):
         ranks(estimates, candidates[:, :2], targets)
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        stream_scores(estimates, [candidates], chunk=0)
+    with pytest.raises(ValueError, match="the parts are empty"):
+        stream_scores(estimates, [])
     with pytest.raises(ValueError, match=r"Scores must be \(B, N\)"):
         ranks_from_scores(torch.zeros(3), torch.zeros(3))
     with pytest.raises(ValueError, match="Is the test split empty"):

@@ -74,3 +74,79 @@ def test_shapes_that_disagree_are_errors(score):
         score(estimates, candidates[:, :2])
     with pytest.raises(ValueError, match="must agree in features and times"):
         score(estimates[0, 0], candidates)
+
+
+# ------------------------------------------------------------------------------------------------------------ repeated candidates
+
+EXPECTED = {similarity.dot: "dot", similarity.candidate_normalised: "candidate_normalised", similarity.cosine: "cosine"}
+every_repeated_score = pytest.mark.parametrize("score", EXPECTED, ids=EXPECTED.get)
+
+
+def upsampled(n_candidates=30, n_features=5, n_times=343, dtype=torch.float64, seed=0):
+    """Frames at 50 Hz, the frame of each candidate at each time of 120 Hz, and the candidates; windows begin between any two frames."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(n_candidates, n_features, 160, generator=generator, dtype=torch.float64).to(dtype)
+    begins = torch.rand(n_candidates, 1, generator=generator, dtype=torch.float64) * 10
+    index = (begins + torch.arange(n_times) * 50 / 120 + 0.5).floor().long()
+    return frames, index, torch.stack([frame[:, places] for frame, places in zip(frames, index, strict=True)])
+
+
+@every_repeated_score
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_repeated_candidates_score_as_they_are(score, dtype):
+    frames, index, candidates = upsampled(dtype=dtype)
+    estimates = torch.randn(7, 5, 343, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(candidates.dtype)
+    expected = score(estimates.double(), candidates.double())
+    tolerance = 1e-12 if dtype is torch.float64 else 1e-6
+    for repeated in (similarity.Repeated.of(candidates), similarity.Repeated.of(frames, index)):
+        scores = score(estimates, repeated)
+        assert scores.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(scores.double(), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+def test_repeated_candidates_keep_every_frame_once():
+    frames, index, candidates = upsampled(200)
+    for repeated in (similarity.Repeated.of(candidates, chunk=7), similarity.Repeated.of(frames, index)):
+        assert len(repeated) == 200
+        assert repeated.shape == tuple(candidates.shape)
+        assert len(repeated.groups) == 12  # 50 Hz in 120 Hz: five frames in twelve samples, which begin at any of the twelve
+        assert repeated.saving == pytest.approx(2.4, rel=0.01)
+        assert sorted(torch.cat([columns for columns, _, _ in repeated.groups]).tolist()) == list(range(200))
+        assert all(sum(lengths) == 343 for _, lengths, _ in repeated.groups)
+        torch.testing.assert_close(repeated.norm, candidates.flatten(1).norm(dim=1))
+
+
+def test_what_does_not_repeat_is_kept_as_it_is():
+    estimates, candidates = make_pairs()
+    candidates[2] = 0.0  # silence: one stretch
+    candidates[3, 1, 4] = torch.nan  # equals nothing
+    repeated = similarity.Repeated.of(candidates)
+    assert sorted(len(lengths) for _, lengths, _ in repeated.groups) == [1, 9]
+    torch.testing.assert_close(similarity.cosine(estimates, repeated), similarity.cosine(estimates, candidates), equal_nan=True)
+    assert similarity.dot(estimates, repeated)[:, 3].isnan().all()
+
+
+def test_repeated_candidates_pass_gradients_to_the_estimates():
+    estimates, candidates = make_pairs()
+    candidates = candidates.repeat_interleave(2, dim=2)[..., :9].contiguous()
+    gradients = []
+    for form in (candidates, similarity.Repeated.of(candidates)):
+        leaf = estimates.clone().requires_grad_()
+        similarity.candidate_normalised(leaf, form).square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_repeated_candidates_that_cannot_be_are_errors():
+    frames, index, candidates = upsampled(3)
+    with pytest.raises(ValueError, match=r"row of times for each of 3 candidates, got the shape \(2, 343\)"):
+        similarity.Repeated.of(frames, index[:2])
+    with pytest.raises(ValueError, match=r"frames 0\.\.159, got \d+\.\.\d+"):
+        similarity.Repeated.of(frames, index + 100)
+    with pytest.raises(ValueError, match=r"Candidates must be \(N, F, T\)"):
+        similarity.Repeated.of(candidates[0])
+    repeated = similarity.Repeated.of(candidates)
+    with pytest.raises(ValueError, match="must agree in features and times"):
+        similarity.dot(candidates[:, :, :-1], repeated)
+    with pytest.raises(ValueError, match="correlation takes candidates"):
+        similarity.correlation(candidates, repeated)
