@@ -1,9 +1,9 @@
-# `make demo` and `make test` do all of their own set-up.
+# `make demo`, `make test` and `make bench` do all of their own set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/brainspeech run demo --out runs/demo
@@ -31,3 +31,10 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing brainspeech with its test tools into $(VENV) (about 6 GB, a few minutes, once)."
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
+
+# The benchmarks of minutes; losses.py, phantom.py, scorers.py and gpu.py take longer and are started by hand.
+BENCHMARKS := events preprocess_memory losses_memory preprocessing training_step retrieval interval_coverage
+
+bench: $(VENV)/.installed
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; done; \
+	  test -z "$$failed" || { echo "missed what is wanted of them:$$failed" >&2; exit 1; }
