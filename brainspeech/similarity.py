@@ -10,7 +10,7 @@ sum_t x_t y_f(t) is the sum over frames f of (the sum of x over the times of f) 
 
 from __future__ import annotations
 
-import itertools
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -24,21 +24,26 @@ CONSTANT = 1e-6
 class Repeated:
     """Candidates that stand still for several times at a stretch, every stretch kept once; made by ``Repeated.of``.
 
-    Scores take as many multiplications as there are stretches, in many smaller products in place of a large one.
+    Scores take as many multiplications as there are stretches: 2.4 times fewer for 50 Hz in 120 Hz.
 
     Parameters
     ----------
     shape : (N, F, T)
         Of the candidates that these are.
-    groups : tuple of (columns, lengths, frames)
-        Candidates that change at the same times: their places (n,) among the N, the lengths of the S stretches, in times, and the features
-        of each, shape (S, n, F).
+    order : Tensor, shape (N,)
+        The candidates sorted by when they change, so that those with the same stretch are neighbours.
+    stretches : tuple of (start, stop, first, last)
+        From time ``start`` to ``stop`` the candidates ``order[first:last]`` stand still.
+    frames : Tensor, shape (n, F)
+        What they are then, stretch after stretch.
     norm : Tensor, shape (N,)
         Over features and times.
     """
 
     shape: tuple[int, int, int]
-    groups: tuple[tuple[Tensor, tuple[int, ...], Tensor], ...]
+    order: Tensor
+    stretches: tuple[tuple[int, int, int, int], ...]
+    frames: Tensor
     norm: Tensor
 
     @classmethod
@@ -50,7 +55,7 @@ class Repeated:
         candidates : Tensor, shape (N, F, T), or (N, F, n_frames) with an index
         index : Tensor of int, shape (N, T), optional
             Candidate j at time t is ``candidates[j, :, index[j, t]]``. Windows begin anywhere between two frames, so candidates differ in
-            when they change: of 50 Hz in 120 Hz there are 12 ways. Without it columns are compared, and those that are equal are repeated.
+            when they change: of 50 Hz in 120 Hz there are 12 ways. Without it neighbouring times are compared, and equal ones are repeated.
         chunk : int
             Candidates compared at a time.
 
@@ -63,24 +68,24 @@ class Repeated:
             raise ValueError(f"Candidates must be (N, F, T), none of them 0, got {tuple(candidates.shape)}.")
         n_candidates, n_features, n_frames = candidates.shape
         if index is None:
-            index = torch.arange(n_frames, device=candidates.device).expand(n_candidates, -1)
-            still = torch.cat([(part[..., 1:] == part[..., :-1]).all(1) for part in candidates.split(chunk)])  # (N, T - 1)
+            index = torch.arange(n_frames).expand(n_candidates, -1)
+            still = torch.cat([(part[..., 1:] == part[..., :-1]).all(1) for part in candidates.split(chunk)]).cpu()
         else:
+            index = index.cpu()
             _check_index(index, n_candidates, n_frames)
             still = index[:, 1:] == index[:, :-1]
-        groups = []
+        changes = torch.cat([torch.ones(n_candidates, 1, dtype=torch.bool), ~still], 1)  # (N, T)
+        order = changes.unique(dim=0, return_inverse=True)[1].argsort(stable=True)
+        stops, stretches, places = _find_stretches(changes[order])
+        frames = candidates.new_empty(int(places.max()) + 1, n_features)
         norm = torch.empty(n_candidates, dtype=_precision(candidates.dtype), device=candidates.device)
-        patterns, which = still.unique(dim=0, return_inverse=True)
-        for k, pattern in enumerate(patterns):
-            columns = (which == k).nonzero()[:, 0]
-            edges = [0, *((~pattern).nonzero()[:, 0] + 1).tolist(), index.shape[1]]
-            lengths = tuple(stop - start for start, stop in itertools.pairwise(edges))
-            places = index[columns][:, edges[:-1]]  # (n, S)
-            frames = torch.stack([candidates[column][:, place].T for column, place in zip(columns, places, strict=True)], 1)  # (S, n, F)
-            groups.append((columns, lengths, frames))
-            squares = torch.stack([frame.to(norm.dtype).square().sum(1) for frame in frames], 1)  # (n, S)
-            norm[columns] = (squares @ torch.tensor(lengths, dtype=norm.dtype, device=norm.device)).sqrt()
-        return cls((n_candidates, n_features, index.shape[1]), tuple(groups), norm)
+        for row, column in enumerate(order.tolist()):
+            starts = changes[column].nonzero()[:, 0]
+            own = candidates[column].T.contiguous()[index[column, starts]]  # (n_stretches, F)
+            frames[places[row, starts]] = own
+            lengths = (stops[row, starts] - starts).to(norm)
+            norm[column] = (own.to(norm.dtype).square().sum(1) @ lengths).sqrt()
+        return cls((n_candidates, n_features, index.shape[1]), order.to(candidates.device), stretches, frames, norm)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -88,12 +93,31 @@ class Repeated:
     @property
     def saving(self) -> float:
         """How many times fewer columns there are than in the candidates that these are."""
-        return self.shape[0] * self.shape[2] / sum(len(columns) * len(lengths) for columns, lengths, _ in self.groups)
+        return self.shape[0] * self.shape[2] / len(self.frames)
 
     def to(self, device: torch.device | str) -> Repeated:
         """Give the same on another device."""
-        groups = tuple((columns.to(device), lengths, frames.to(device)) for columns, lengths, frames in self.groups)
-        return Repeated(self.shape, groups, self.norm.to(device))
+        return Repeated(self.shape, self.order.to(device), self.stretches, self.frames.to(device), self.norm.to(device))
+
+
+def _find_stretches(changes: Tensor) -> tuple[Tensor, tuple[tuple[int, int, int, int], ...], Tensor]:
+    """Give when each stretch stops (N, T), the stretches that neighbours share, and the place of each one's features, (N, T)."""
+    n_candidates, n_times = changes.shape
+    times = torch.where(changes, torch.arange(n_times), n_times)
+    later = torch.cat([times[:, 1:], torch.full((n_candidates, 1), n_times)], 1)
+    stops = later.flip(1).cummin(1).values.flip(1)
+    places = torch.full((n_candidates, n_times), -1)
+    stretches, n_places = [], 0
+    for start in range(n_times):
+        runs = torch.where(changes[:, start], stops[:, start], 0).unique_consecutive(return_counts=True)
+        first = 0
+        for stop, count in zip(*(run.tolist() for run in runs), strict=True):
+            if stop:
+                stretches.append((start, stop, first, first + count))
+                places[first : first + count, start] = torch.arange(n_places, n_places + count)
+                n_places += count
+            first += count
+    return stops, tuple(stretches), places
 
 
 def _check_index(index: Tensor, n_candidates: int, n_frames: int) -> None:
@@ -135,13 +159,13 @@ def _inner_repeated(estimates: Tensor, candidates: Repeated) -> Tensor:
     turned = torch.empty(len(estimates), n_times, n_features, dtype=dtype, device=estimates.device)
     for i, estimate in enumerate(estimates):
         turned[i].copy_(estimate.T)
-    inner = turned.new_empty(len(estimates), len(candidates))
-    for columns, lengths, frames in candidates.groups:
-        part = turned.new_zeros(len(estimates), len(columns))
-        for stretch, frame in zip(turned.split(lengths, dim=1), frames, strict=True):
-            part.addmm_(stretch.sum(1), frame.to(dtype).T)
-        inner[:, columns] = part
-    return inner
+    inner = turned.new_zeros(len(estimates), len(candidates))
+    rows = candidates.frames.split([last - first for _, _, first, last in candidates.stretches])
+    for (start, stop, first, last), frames in zip(candidates.stretches, rows, strict=True):
+        # Two or three additions of matrices: sum over a short axis in the middle would take six times as long.
+        total = functools.reduce(torch.add, turned[:, start:stop].unbind(1))
+        inner[:, first:last].addmm_(total, frames.to(dtype).T)
+    return inner[:, candidates.order.argsort()]
 
 
 def _norm(values: Tensor | Repeated, dtype: torch.dtype) -> Tensor:
