@@ -67,7 +67,7 @@ def machine() -> str:
 
 
 def anonymous() -> int:
-    """Give the memory of this process in bytes that the system cannot drop, such as pages of mapped files (Linux)."""
+    """Give the memory of this process in bytes that the system cannot drop, which pages of mapped files are not (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024

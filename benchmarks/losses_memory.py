@@ -14,39 +14,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from bench import Peak
+
 MB = 2**20
-
-
-def anonymous() -> int:
-    """Give the anonymous resident memory of this process in bytes (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no RssAnon: this benchmark needs Linux 4.5 or newer.")
-
-
-class Peak:
-    """Sample anonymous memory every 2 ms."""
-
-    def __enter__(self) -> Peak:
-        self.start = self.peak = anonymous()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            self.peak = max(self.peak, anonymous())
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.peak = max(self.peak, anonymous())
 
 
 def measure(file: Path, shape: tuple[int, int, int, int], preset: str, chunk: int | None) -> None:
