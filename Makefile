@@ -33,7 +33,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 # The benchmarks of minutes; losses.py, phantom.py, scorers.py and gpu.py take longer and are started by hand.
-BENCHMARKS := events preprocess_memory losses_memory preprocessing training_step retrieval interval_coverage
+BENCHMARKS := events preprocess_memory losses_memory preprocessing training_step input retrieval interval_coverage
 
 bench: $(VENV)/.installed
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; done; \
