@@ -219,7 +219,7 @@ def fit_statistics(
     borrowed = {}
     for uid in signals:
         if uid not in scales:
-            scales[uid], borrowed[uid] = _borrow(signals[uid], {u: s for u, s in scales.items() if u in by_recording})
+            scales[uid], borrowed[uid] = borrow_scale(signals[uid], {u: s for u, s in scales.items() if u in by_recording})
             n_windows[uid] = 0
     mean, std = _fit_target(segments, tracks, sfreq=next(iter(signals.values())).sfreq, max_stimuli=max_stimuli, seed=seed)
     return Statistics(
@@ -629,18 +629,13 @@ def fit_scale(signal: Signal, segments: Sequence[Segment], *, config: BatchConfi
 
 
 def borrow_scale(signal: Signal, scales: Mapping[str, Scale]) -> tuple[Scale, str]:
-    """Take the scale of a recording without training windows from the others, as ``fit_statistics`` does, and say from which.
+    """Average the scales of the nearest recordings that have every channel of this one, and say which these are.
 
     Raises
     ------
     RuntimeError
         If none of them has every channel of the signal.
     """
-    return _borrow(signal, scales)
-
-
-def _borrow(signal: Signal, scales: Mapping[str, Scale]) -> tuple[Scale, str]:
-    """Average the statistics of the nearest recordings that have every channel of this one."""
     subject = "/".join(signal.uid.split("/")[:2])
     needed = set(signal.ch_names)
     fitting = {uid: scale for uid, scale in scales.items() if needed <= set(scale.ch_names)}

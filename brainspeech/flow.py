@@ -72,12 +72,6 @@ def load_dataset(recipe: Recipe, root: str | os.PathLike | None) -> datasets.Dat
     return datasets.load(recipe.dataset.name, root, **recipe.dataset.options)
 
 
-def scale_windows(segs: Sequence[Sequence[Segment]], fold: int) -> list[Segment]:
-    """Give the training windows that other folds have of the subject left out of this one: the scale of its channels is fitted on them."""
-    mine = {s.subject for s in segs[fold] if s.split == "test"} - {s.subject for s in segs[fold] if s.split == "train"}
-    return [s for s in segs[(fold + 1) % len(segs)] if s.split == "train" and s.subject in mine]
-
-
 def prepare(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, progress: bool = True) -> Prepared:
     """Read every recording's events, and preprocess its signal into the cache, once whatever the split."""
     dataset = load_dataset(recipe, root)
@@ -174,6 +168,12 @@ def leave_subjects_out(whole: segments.Segmentation) -> list[segments.Segmentati
             raise RuntimeError(f"Without {subject} there is no window left in the split {', '.join(absent)}. Use more subjects.")
         folds.append(dataclasses.replace(whole, segments=kept, dropped=whole.dropped if k == 0 else {}))
     return folds
+
+
+def scale_windows(segs: Sequence[Sequence[Segment]], fold: int) -> list[Segment]:
+    """Give the training windows that other folds have of the subject left out of this one: the scale of its channels is fitted on them."""
+    mine = {s.subject for s in segs[fold] if s.split == "test"} - {s.subject for s in segs[fold] if s.split == "train"}
+    return [s for s in segs[(fold + 1) % len(segs)] if s.split == "train" and s.subject in mine]
 
 
 def heard_segments(recipe: Recipe, folds: Sequence[segments.Segmentation]) -> list[list[Segment]]:

@@ -161,7 +161,11 @@ class Fitter:
             said.append(f"{sum(self.data.statistics.flat.values())} channels are flat in all training windows and stay at 0.")
         unseen = sorted({s.subject for s in self.data.test.segments} - set(self.data.subjects))
         if unseen:
-            how = "the generic subject layer" if self.recipe.model.options.get("generic_subject") else "the average of the subject layers"
+            options = self.recipe.model.options
+            parts = "subject embeddings" if options.get("subject_embedding") else "subject layers"
+            how = "the generic subject layer" if options.get("generic_subject") else f"the average of the {parts}"
+            if options.get("subject_layer") is False and not options.get("subject_embedding"):
+                how = "the same weights as for all"
             who = "The subject left out has" if self.unlabelled else f"{len(unseen)} test subjects have"
             named = "" if self.unlabelled else f" ({', '.join(unseen)})"
             said.append(f"{who} no training data{named}; the encoder uses {how} for them.")

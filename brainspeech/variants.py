@@ -256,7 +256,9 @@ def run(
     plan = table(recipe, what, n_subjects=n_subjects)
     out = Path(out)
     failed: dict[str, str] = {}
-    for i, (name, variant) in enumerate(plan.variants.items()):
+    # The reference first: without it there is no table, and the others would have been fitted for nothing.
+    for i, name in enumerate(sorted(plan.variants, key=lambda name: name != plan.reference)):
+        variant = plan.variants[name]
         print(f"brainspeech: variant {i + 1} of {len(plan.variants)}: {name} ({variant.meaning}).", file=sys.stderr)
         try:
             one = apply(recipe, name if name in known(recipe) else variant)
@@ -280,7 +282,7 @@ def run(
         failed=failed,
         published={name: value / 100 for name, value in PUBLISHED.get(what, {}).get(recipe.dataset.name, {}).items()},
         source=SOURCES.get(what, ""),
-        chance="random",
+        chance=None if plan.axis else "random",
     )
     report.write_ladder(result, out)
     return result

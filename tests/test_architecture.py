@@ -27,6 +27,7 @@ FLOORS = [
         "statistics",
         "provenance",
         "memory",
+        "naming",
         "resident",
         "sampling",
         "stopping",

@@ -1,5 +1,6 @@
 """Variants: every one of the paper's can be made of a shipped recipe, and a table of them runs, resumes and lists what failed."""
 
+import dataclasses
 import json
 
 import pytest
@@ -87,3 +88,25 @@ def test_a_table_runs_lists_what_failed_and_does_not_run_twice(tmp_path, capsys)
         variants.run(
             recipe.change(base, ["feature.name=mel", "segments.test_ratio=0"]), "no_clamp", **(given | {"out": tmp_path / "other"})
         )
+
+
+def test_a_curve_runs_and_marks_its_points(tmp_path, monkeypatch):
+    monkeypatch.setitem(variants.CURVES, "lag", dataclasses.replace(variants.CURVES["lag"], values=(0, 150)))
+    given = {"root": None, "out": tmp_path / "curve", "cache": Cache(tmp_path / "cache"), "progress": False}
+    made = variants.run(tiny("rows=encoder"), "lag", **given)
+    assert [(row["name"], row["x"]) for row in made.rows] == [("lag-0", 0), ("lag-150", 150)]
+    kept = [json.loads((tmp_path / "curve" / row["name"] / "recipe.json").read_text()) for row in made.rows]
+    assert [constants["recipe"]["batches"]["lag"] for constants in kept] == [0, 0.15]
+
+
+def test_the_reference_is_fitted_first_so_that_nothing_is_fitted_for_nothing(tmp_path, monkeypatch):
+    tried = []
+
+    def refuse(recipe, **options):
+        tried.append(recipe.feature.name)
+        raise OSError("no weights")
+
+    monkeypatch.setattr(variants.flow, "run", refuse)
+    with pytest.raises(RuntimeError, match="wav2vec2, cannot be run: no weights"):
+        variants.run(tiny(), "table2", root=None, out=tmp_path, cache=Cache(tmp_path / "cache"), progress=False)
+    assert tried == ["wav2vec2"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
+
+from brainspeech import naming
 
 from .base import Feature, compute_tracks, intervals, window_spans
 
@@ -23,18 +24,7 @@ def find(name: str) -> type[Feature]:
     ValueError
         If there is none, or if it is no ``Feature``.
     """
-    if name not in FEATURES and ":" not in name:
-        raise ValueError(f"Feature must be one of {', '.join(sorted(FEATURES))}, or 'module:Class' of your own, got {name!r}.")
-    module, attribute = FEATURES.get(name, name).split(":", 1)
-    try:
-        feature = getattr(import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(
-            f"The feature {name!r} was not found ({error}). Is its module where Python looks (PYTHONPATH), or installed?"
-        ) from error
-    if not (isinstance(feature, type) and issubclass(feature, Feature)):
-        raise ValueError(f"The feature {name!r} must be a subclass of brainspeech.features.Feature, got {feature!r}.")
-    return feature
+    return naming.find("feature", name, FEATURES, Feature)
 
 
 def build(name: str, **options) -> Feature:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from brainspeech import naming
 
 if TYPE_CHECKING:  # torch takes seconds to import: only what builds a loss pays for it
     from .base import Loss
@@ -36,18 +37,7 @@ def find(name: str) -> type[Loss]:
     """
     from .base import Loss
 
-    if name not in LOSSES and ":" not in name:
-        raise ValueError(f"Loss must be one of {', '.join(sorted(LOSSES))}, or 'module:Class' of your own, got {name!r}.")
-    module, attribute = LOSSES.get(name, name).split(":", 1)
-    try:
-        loss = getattr(import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(
-            f"The loss {name!r} was not found ({error}). Is its module where Python looks (PYTHONPATH), or installed?"
-        ) from error
-    if not (isinstance(loss, type) and issubclass(loss, Loss)):
-        raise ValueError(f"The loss {name!r} must be a subclass of brainspeech.losses.base.Loss, got {loss!r}.")
-    return loss
+    return naming.find("loss", name, LOSSES, Loss)
 
 
 def build(name: str, **config) -> Loss:
@@ -66,19 +56,10 @@ def build(name: str, **config) -> Loss:
         If no loss has that name, or if it has no such option.
     """
     loss_class = find(name)
-    signature = inspect.signature(loss_class)
-    if "queue" in config and "queue" not in signature.parameters:
+    if "queue" in config and "queue" not in inspect.signature(loss_class).parameters:
         others = [other for other in LOSSES if "queue" in inspect.signature(find(other)).parameters]
         raise ValueError(f"Loss {name!r} has no queue, got queue={config['queue']!r}. Losses with one are {', '.join(others)}.")
-    try:
-        bound = signature.bind(**config)
-    except TypeError as error:
-        raise ValueError(f"Loss {name!r}: {error}. Its options are {', '.join(signature.parameters)}.") from error
-    bound.apply_defaults()
-    loss = loss_class(**bound.arguments)
-    loss.name = name
-    loss.config = dict(bound.arguments)
-    return loss
+    return naming.build("loss", name, loss_class, config)
 
 
 __all__ = ["LOSSES", "build", "find"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from brainspeech import naming
 
 if TYPE_CHECKING:  # torch takes seconds to import: only what builds an encoder pays for it
     from .base import Encoder, TargetEncoder
@@ -30,7 +31,7 @@ def find(name: str) -> type[Encoder]:
     """
     from .base import Encoder
 
-    return _find("model", name, MODELS, Encoder)
+    return naming.find("model", name, MODELS, Encoder)
 
 
 def find_target(name: str) -> type[TargetEncoder]:
@@ -43,22 +44,7 @@ def find_target(name: str) -> type[TargetEncoder]:
     """
     from .base import TargetEncoder
 
-    return _find("target encoder", name, TARGET_ENCODERS, TargetEncoder)
-
-
-def _find(what: str, name: str, known: dict[str, str], base: type) -> Any:
-    if name not in known and ":" not in name:
-        raise ValueError(f"{what.capitalize()} must be one of {', '.join(sorted(known))}, or 'module:Class' of your own, got {name!r}.")
-    module, attribute = known.get(name, name).split(":", 1)
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(
-            f"The {what} {name!r} was not found ({error}). Is its module where Python looks (PYTHONPATH), or installed?"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"The {what} {name!r} must be a subclass of brainspeech.models.base.{base.__name__}, got {found!r}.")
-    return found
+    return naming.find("target encoder", name, TARGET_ENCODERS, TargetEncoder)
 
 
 def needs(name: str) -> set[str]:
@@ -83,25 +69,12 @@ def build(name: str, **config) -> Encoder:
     ValueError
         If no model has that name, or if it has no such option.
     """
-    return _build("Model", name, find(name), config)
+    return naming.build("model", name, find(name), config)
 
 
 def build_target(name: str, **config) -> TargetEncoder:
     """Build a target encoder by name; as ``build``, with ``TARGET_ENCODERS``."""
-    return _build("Target encoder", name, find_target(name), config)
-
-
-def _build(what: str, name: str, of_class: type, config: dict[str, Any]) -> Any:
-    signature = inspect.signature(of_class)
-    try:
-        bound = signature.bind(**config)
-    except TypeError as error:
-        raise ValueError(f"{what} {name!r}: {error}. Its options are {', '.join(signature.parameters)}.") from error
-    bound.apply_defaults()
-    module = of_class(**bound.arguments)
-    module.name = name
-    module.config = dict(bound.arguments)
-    return module
+    return naming.build("target encoder", name, find_target(name), config)
 
 
 __all__ = ["MODELS", "TARGET_ENCODERS", "build", "build_target", "find", "find_target", "needs"]
