@@ -1,9 +1,9 @@
-# `make demo`, `make test` and `make bench` do all of their own set-up.
+# `make demo`, `make test`, `make bench` and `make bench-long` do all of their own set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench bench-long clean
 
 demo: $(VENV)/.installed
 	$(BIN)/brainspeech run demo --out runs/demo
@@ -32,9 +32,21 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
-# The benchmarks of minutes; losses.py, phantom.py, scorers.py and gpu.py take longer and are started by hand.
-BENCHMARKS := events preprocess_memory losses_memory preprocessing training_step input retrieval interval_coverage
+# Every script of benchmarks/ stands in one of these. `make bench` takes some fifteen minutes on two cores, `make bench-long` some four hours
+# and 14 GB; with ROOT=DIR (gwilliams2022 and brennan2019 in it) also the one on event files.
+BENCH := preprocessing preprocess_memory input features retrieval startup training_step losses_memory interval_coverage
+BENCH_LONG := 'preprocessing --hours 1' 'retrieval --full' 'losses_memory --full' 'training_step --clock cpu' regression_null \
+  'scorers null' 'scorers gain' 'gpu --quick' 'losses --out runs/losses' phantom $(if $(ROOT),'events --root $(ROOT)')
+
+# All of them run, whatever one of them finds; the names of those that miss what is wanted come last.
+define run_benchmarks
+@failed=; for script in $(1); do set -- $$script; name=$$1; shift; echo "== $$script"; \
+  $(BIN)/python benchmarks/$$name.py "$$@" || failed="$$failed $$name"; done; \
+  test -z "$$failed" || { echo "missed what is wanted of them, or failed:$$failed" >&2; exit 1; }
+endef
 
 bench: $(VENV)/.installed
-	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; done; \
-	  test -z "$$failed" || { echo "missed what is wanted of them:$$failed" >&2; exit 1; }
+	$(call run_benchmarks,$(BENCH))
+
+bench-long: $(VENV)/.installed
+	$(call run_benchmarks,$(BENCH_LONG))
