@@ -1,5 +1,6 @@
 """The whole flow on small simulated data: what a run leaves behind, and what it refuses."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -509,3 +510,21 @@ def test_the_cache_that_prepare_fills_is_the_one_that_a_run_reads(tmp_path):
     flow.run(tiny("rows=encoder"), out=tmp_path / "run", cache=cache, progress=False)
     # Nothing is added but what the look for sound in the recordings keeps.
     assert {entry.parent.parent.name for entry in set(cache.entries()) - entries} <= {"quality", "sounds"}
+
+
+# ----------------------------------------------------------------------------------------------------------------- what is decoded
+
+
+def test_a_run_says_which_words_are_decoded_and_relates_them_when_asked(report, run):
+    words = report["curves"]["decoded"]["words"]["groups"]["all"]
+    assert words["windows"] == report["n_windows"]
+    assert not report["curves"]["decoded"]["regression"]
+    asked = run(tiny("rows=encoder", "evaluate.regression=frequency")).curves["decoded"]["regression"]
+    assert "frequency" in json.dumps(asked)
+
+
+def test_a_fit_on_a_cpu_keeps_freed_memory(run, monkeypatch):
+    entered = []
+    monkeypatch.setattr(flow.train.memory, "kept", lambda: contextlib.nullcontext(entered.append(1)))
+    run(tiny("rows=encoder"))
+    assert entered == [1]
