@@ -7,45 +7,29 @@ chunk is resampled and has each channel's level taken off. References and filter
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mne
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
-from scipy.signal import firwin
 
 from brainspeech.cache import Cache
 from brainspeech.records import Recording, Signal
-from brainspeech.timing import rate_ratio, resampled_length
+from brainspeech.resampling import filter_rows, reflect, resample_chunks
+from brainspeech.timing import resampled_length
 
 # Part of the cache key: raise it when the same config gives other numbers.
-VERSION = 2
+VERSION = 3
 
 # Samples (of all channels of the file together) that are read at a time: 8 MiB in float64, which stay near the processor.
 CHUNK_VALUES = 1_048_576
 
 # Single samples, spread over the recording, whose median is the level that is taken off a channel; odd, so that it is one of them.
 LOOKS = 15
-
-# The anti-alias filter: samples of the lower rate to either side, and its attenuation in dB from half the lower rate on. It is flat to
-# 0.1 % up to 5/12 of the lower rate (50 Hz at 120 Hz) and reaches 0.183 s at 120 Hz, with all but 0.05 % of its energy within 0.092 s; the
-# guard of the segments is not meant for it.
-ANTIALIAS_REACH = 22
-ANTIALIAS_DB = 60.0
-
-# Resampling is a chain of matrix products: of each, samples of the new rate (more leave more of the filter's matrix zero) and
-# multiplications at most. OpenBLAS does products of up to a million without a copy of the input, which takes half the time.
-GROUP = 8
-PRODUCT = 1_000_000
-
-# Samples that a filter transforms at a time, at the least.
-FILTER_BLOCK = 8192
 
 # Hz between a notch and full passage on either side; MNE's notch takes half of it and so reaches twice as far in time.
 NOTCH_TRANSITION = 1.0
@@ -154,7 +138,7 @@ def preprocess(raw: mne.io.BaseRaw, config: PreprocessConfig, *, uid: str = "") 
     signal : Signal
         Data in V, T or T/m, round(duration x sfreq) samples, every channel's mean removed; ``dropped`` counts what was left out and why.
         Sample k lies k / sfreq seconds after the first sample of the raw. ``filter_half_length`` is the reach of band-pass and notch
-        together; the anti-alias filter, which reaches 22 samples of the lower rate, is not in it.
+        together; the anti-alias filter, which reaches 22 to 28 samples of the lower rate, is not in it.
 
     Raises
     ------
@@ -182,12 +166,12 @@ def preprocess(raw: mne.io.BaseRaw, config: PreprocessConfig, *, uid: str = "") 
     source = _Source(raw, picks)
     # A reference is taken off afterwards, which is the same; the difference may be much smaller than either, hence float64.
     data = np.empty((len(picks), n_times), dtype=np.float32 if config.reference is None else np.float64)
-    _resample(source.read, raw.n_times, raw.info["sfreq"], config.sfreq, data, chunk=_chunk(raw), level=source.level)
+    resample_chunks(source.read, raw.n_times, raw.info["sfreq"], config.sfreq, data, chunk=_chunk(raw), level=source.level)
     kept = _keep(raw, candidates, reference, marked | source.faults(data), where, dropped)
     data = _subtract_reference(data, [picks.index(pick) for pick in kept], [picks.index(pick) for pick in reference], config.reference)
     positions = _find_positions(raw.info, candidates, config.positions, where)
     if kernel is not None:
-        _filter(data, kernel)
+        filter_rows(data, kernel)
     data -= data.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
     return Signal(
         uid=uid,
@@ -317,11 +301,11 @@ class _Source:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read samples start to stop, shape (n_picks, stop - start), float64; beyond its ends the recording is reflected."""
-        times = _reflect(start, stop, self._raw.n_times)
+        times = reflect(start, stop, self._raw.n_times)
         first, last = int(times.min()), int(times.max())
         block = self._raw.get_data(picks=self._picks, start=first, stop=last + 1)
         self._moved[~self._moved] = (block[~self._moved] != self.level[~self._moved]).any(axis=1)
-        return block if start >= 0 and stop <= self._raw.n_times else block[:, times - first]
+        return block if start >= 0 and stop <= self._raw.n_times else block.take(times - first, axis=1)
 
     def faults(self, data: np.ndarray) -> dict[int, str]:
         """Say what is wrong with the channels that never moved, or whose data, resampled from all that was read, are not finite."""
@@ -359,98 +343,8 @@ def _subtract_reference(
     return data.astype(np.float32, copy=False) if kept == list(range(len(data))) else data[kept].astype(np.float32, copy=False)
 
 
-def _reflect(start: int, stop: int, n_times: int) -> NDArray[np.int64]:
-    """Give the samples that stand at start to stop when the recording is mirrored at its first and last sample, as often as needed."""
-    period = max(2 * (n_times - 1), 1)
-    times = np.arange(start, stop) % period
-    return np.minimum(times, period - times)
-
-
 def _chunk(raw: mne.io.BaseRaw) -> int:
     return max(1, CHUNK_VALUES // len(raw.ch_names))
-
-
-def _resample(
-    read: Callable[[int, int], np.ndarray],
-    n_times: int,
-    sfreq: float,
-    new_sfreq: float,
-    out: np.ndarray,
-    *,
-    chunk: int,
-    level: np.ndarray | None = None,
-) -> None:
-    """Resample chunk by chunk into ``out``, shape (n_channels, n_new), by a polyphase filter; sample k of ``out`` is at k / new_sfreq.
-
-    ``read(start, stop)`` gives float64 input of shape (n_channels, stop - start), also beyond the ends; ``level``, shape (n_channels, 1),
-    is taken off. ``chunk`` is the number of input samples read at a time; the result depends on it by rounding alone. A channel with a
-    sample that is not finite becomes so in ``out``, too.
-    """
-    n_new = out.shape[1]
-    level = np.zeros((len(out), 1)) if level is None else level
-    ratio = rate_ratio(sfreq, new_sfreq)
-    if ratio == 1 and n_new == n_times:
-        for start in range(0, n_times, chunk):
-            stop = min(start + chunk, n_times)
-            with np.errstate(invalid="ignore"):
-                out[:, start:stop] = read(start, stop) - level
-        return
-    up, down = ratio.numerator, ratio.denominator
-    kernel = _antialias(up, down)
-    half = len(kernel) // 2
-    reach = half // up + 1
-    # GROUP samples of the result are the product of a stretch of input, from ``reach`` samples before the first of them on, with a matrix
-    # whose row i and column k hold the kernel's value at half + (k * down + phase) - (i - reach) * up.
-    width = ((GROUP - 1) * down + up - 1 + half) // up + reach + 1
-    places = half + np.arange(GROUP) * down - (np.arange(width)[:, None] - reach) * up
-    margin = max(-places.min(), places.max() + up - len(kernel))
-    padded = np.pad(kernel, margin)
-    weights = functools.lru_cache(maxsize=64)(lambda phase: padded[places + (margin + phase)])
-
-    n_rows = max(1, PRODUCT // (GROUP * width))
-    tiles = [slice(top, top + n_rows) for top in range(0, len(out), n_rows)]
-    step = GROUP * max(1, chunk * up // down // GROUP)
-    for start in range(0, n_new, step):
-        groups = range(start, min(start + step, n_new), GROUP)
-        first = start * down // up - reach
-        block = read(first, groups[-1] * down // up - reach + width)
-        found = np.empty((len(block), len(groups) * GROUP))
-        with np.errstate(invalid="ignore"):  # channels that are not finite
-            for k in groups:
-                left = k * down // up - reach - first
-                stretch, place = block[:, left : left + width], slice(k - start, k - start + GROUP)
-                for rows in tiles:
-                    np.matmul(stretch[rows], weights(k * down % up), out=found[rows, place])
-            # Every phase of the kernel sums to 1, so the level may come off now, where there is less to take it off from.
-            found -= level
-        out[:, start : groups[-1] + GROUP] = found[:, : n_new - start]
-
-
-def _antialias(up: int, down: int) -> NDArray[np.float64]:
-    """Design the anti-alias filter at the up-sampled rate: symmetric, of odd length; a constant stays exactly what it is."""
-    half = ANTIALIAS_REACH * max(up, down)
-    beta = 0.1102 * (ANTIALIAS_DB - 8.7)  # Kaiser's rule
-    transition = (ANTIALIAS_DB - 7.95) / (2.285 * 2 * np.pi * 2 * half)  # cycles per sample of the up-sampled rate
-    kernel = firwin(2 * half + 1, 0.5 / max(up, down) - transition / 2, window=("kaiser", beta), fs=1.0)
-    phase = np.arange(len(kernel)) % up
-    return kernel / np.bincount(phase, weights=kernel)[phase]
-
-
-def _filter(data: np.ndarray, kernel: np.ndarray) -> None:
-    """Filter every row in place with a symmetric kernel of odd length, in float64; the ends are reflected."""
-    reach, n_times = len(kernel) // 2, data.shape[1]
-    size = fft.next_fast_len(max(FILTER_BLOCK, 8 * len(kernel)), real=True)
-    response = fft.rfft(kernel, size)
-    # Blocks that overlap by the length of the kernel: of each the first 2 * reach samples are wrapped around and not used.
-    step = size - 2 * reach
-    n_blocks = -(-n_times // step)
-    row = np.zeros(n_blocks * step + 2 * reach)
-    blocks = np.lib.stride_tricks.sliding_window_view(row, size)[::step]
-    before, after = _reflect(-reach, 0, n_times), _reflect(n_times, n_times + reach, n_times)
-    for channel in data:
-        row[: n_times + 2 * reach] = np.concatenate([channel[before], channel, channel[after]])
-        filtered = fft.irfft(fft.rfft(blocks, axis=1) * response, size, axis=1)[:, 2 * reach :]
-        channel[:] = filtered.ravel()[:n_times]
 
 
 def _notch_width(frequency: float) -> float:
@@ -527,26 +421,6 @@ def layout(channels: mne.Info | Sequence[str], *, montage: str | None = None) ->
     """
     info = channels if isinstance(channels, mne.Info) else mne.create_info(list(channels), 1.0, "eeg", verbose="error")
     return _find_positions(info, list(range(len(info["ch_names"]))), montage, "the channels given")
-
-
-def resample(data: np.ndarray, sfreq: float, new_sfreq: float) -> np.ndarray:
-    """Resample windows that were cut already, as ``preprocess`` resamples recordings; the ends are reflected.
-
-    Parameters
-    ----------
-    data : array, shape (..., n_times)
-    sfreq, new_sfreq : float
-        Sampling rates in Hz.
-
-    Returns
-    -------
-    array of float32, shape (..., round(duration x new_sfreq))
-    """
-    rows = np.asarray(data, dtype=np.float64).reshape(-1, data.shape[-1])
-    n_times = rows.shape[1]
-    out = np.empty((len(rows), resampled_length(n_times, sfreq, new_sfreq)), dtype=np.float32)
-    _resample(lambda start, stop: rows[:, _reflect(start, stop, n_times)], n_times, sfreq, new_sfreq, out, chunk=n_times)
-    return out.reshape(*data.shape[:-1], -1)
 
 
 def _make_montage(name: str) -> mne.channels.DigMontage:
