@@ -13,6 +13,7 @@ Shapes: W windows, N candidates, C channels, F features, T times, K parts, R per
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from brainspeech import statistics
 from brainspeech.batches import Batch, SegmentDataset
+from brainspeech.models.base import estimator
 from brainspeech.models.layers import SpatialAttention
 from brainspeech.records import Segment
 from brainspeech.timing import to_samples
@@ -275,7 +277,7 @@ def group_sensors(positions: np.ndarray, present: np.ndarray, most: int = MOST_R
 
 
 def _estimate(encoder: nn.Module, batch: Batch, signal: Tensor) -> Tensor:
-    return encoder(signal, batch.positions, batch.subject, channel_mask=batch.channel_mask).float()
+    return estimator(encoder)(replace(batch, signal=signal)).float()
 
 
 def _without_regions(signal: Tensor, regions: Sequence[np.ndarray]) -> Iterator[Tensor]:

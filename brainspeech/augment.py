@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from brainspeech.host import upload
 
 # Those of braindecode.augmentation that change the signal and nothing else.
 FROM_BRAINDECODE = (
@@ -164,5 +165,5 @@ class TimeShift:
         rng = np.random.default_rng(self.random_state)
         shift = rng.integers(-self.reach, self.reach + 1, n_segments) * (rng.random(n_segments) < self.probability)
         source = np.clip(np.arange(n_times) - shift[:, None], 0, n_times - 1)
-        index = torch.from_numpy(source).to(signal.device)[:, None].expand(-1, n_channels, -1)
+        index = upload(source, signal.device)[:, None].expand(-1, n_channels, -1)
         return signal.gather(2, index)

@@ -15,13 +15,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from brainspeech import resident
+from brainspeech import host, resident
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
 from brainspeech.timing import TIE, to_samples
 
@@ -76,6 +77,9 @@ class Batch:
         Standardised feature; ``target[..., t]`` is what was heard ``lag`` seconds before ``signal[..., t]``.
     stimulus_id : Tensor, shape (B,), int64
         Equal for segments with the same ``Segment.stimulus_id``.
+    known : Known, optional
+        What the host knows of positions, channel mask and subjects, so that an encoder need not ask a device. Who changes one of these
+        leaves it out.
     """
 
     signal: Tensor
@@ -84,10 +88,13 @@ class Batch:
     subject: Tensor
     target: Tensor
     stimulus_id: Tensor
+    known: host.Known | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Give the same batch on another device."""
-        return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__})
+        parts = (getattr(self, name) for name in self.__dataclass_fields__)
+        moved: list[Any] = [part if part is None else part.to(device, non_blocking=True) for part in parts]
+        return Batch(*moved)
 
 
 @dataclass(frozen=True)
@@ -350,6 +357,7 @@ class SegmentDataset:
             self._mask[r, columns] = True
             self._median[r, columns, 0] = torch.tensor(scale.median)
             self._iqr[r, columns, 0] = torch.tensor(scale.iqr)
+        self._layouts = host.Recordings(self._positions.numpy(), self._mask.numpy())
         row = {uid: r for r, uid in enumerate(uids)}
         self._recording = np.array([row[s.recording] for s in self.segments])
 
@@ -425,7 +433,38 @@ class SegmentDataset:
     def batch(self, indices: ArrayLike) -> Batch:
         """Gather the segments with these indices, on the dataset's device."""
         rows = self._rows(indices)
-        r = resident.upload(self._recording[rows], self.device)
+        r = host.upload(self._recording[rows], self.device)
+        here = self._windows is None and self.device.type == "cpu"
+        return Batch(
+            signal=self._gather_finished(rows) if here else self._finish(rows, r),
+            positions=self._positions[r],
+            channel_mask=self._mask[r],
+            subject=self._upload(self._subject[rows]),
+            target=self.targets(rows),
+            stimulus_id=self._upload(self.stimulus_id[rows]),
+            known=self._layouts.describe(self._recording[rows], self._subject[rows].numpy(), self.device),
+        )
+
+    def _gather_finished(self, rows: np.ndarray) -> Tensor:
+        """Gather windows (n, C, T) from the signals in memory, each finished while it is in the processor's cache."""
+        signal = torch.empty(len(rows), self.n_channels, self.n_times)
+        places = zip(signal.unbind(0), self._recording[rows].tolist(), self._starts[rows].tolist(), strict=True)
+        for out, recording, start in places:
+            window, columns = self._data[recording][:, start : start + self.n_window], self._columns[recording]
+            if columns is not None:
+                window = torch.zeros(self.n_channels, self.n_window).index_copy_(0, columns, window)
+            if self._n_baseline:
+                torch.sub(window[:, self._brain], window[:, : self._n_baseline].mean(1, keepdim=True), out=out)
+            else:
+                out.copy_(window[:, self._brain])
+            if self.config.scale:
+                out.sub_(self._median[recording]).div_(self._iqr[recording])
+            if self.config.clamp is not None:
+                out.clamp_(-self.config.clamp, self.config.clamp)
+        return signal
+
+    def _finish(self, rows: np.ndarray, r: Tensor) -> Tensor:
+        """Gather windows (n, C, T) on the device, and finish all of them at once."""
         window = self._gather(rows) if self._windows is None else self._windows.cut(r, self._upload(self._starts[rows]), self.n_window)
         signal = window[..., self._brain]
         if self._n_baseline:
@@ -434,17 +473,10 @@ class SegmentDataset:
             signal = (signal - self._median[r]).div_(self._iqr[r])
         if self.config.clamp is not None:
             signal = signal.clamp(-self.config.clamp, self.config.clamp)
-        return Batch(
-            signal=signal.contiguous(),
-            positions=self._positions[r],
-            channel_mask=self._mask[r],
-            subject=self._upload(self._subject[rows]),
-            target=self.targets(rows),
-            stimulus_id=self._upload(self.stimulus_id[rows]),
-        )
+        return signal.contiguous()
 
     def _upload(self, values: np.ndarray | Tensor) -> Tensor:
-        return resident.upload(values, self.device)
+        return host.upload(values, self.device)
 
     def _empty(self, *shape: int) -> Tensor:
         """Give room for what is gathered here; memory that a GPU reads by itself where one is to have it."""

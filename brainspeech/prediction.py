@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from brainspeech import similarity
+from brainspeech.models.base import estimator
 from brainspeech.records import Segment
 
 
@@ -91,7 +93,7 @@ def predict_scores(
     dataset: Any,
     candidates: Tensor | np.ndarray,
     *,
-    scores: Callable[[Tensor, Tensor], Tensor],
+    scores: Callable[..., Tensor],
     batch_size: int = 64,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
@@ -105,7 +107,8 @@ def predict_scores(
         W windows.
     candidates : array, shape (N, F, T)
     scores : callable
-        (estimates, candidates) -> (B, N), such as ``loss.scores``.
+        (estimates, candidates) -> (B, N), such as ``loss.scores``. Candidates that repeat themselves are scored at their own rate where
+        that is cheaper and ``scores`` takes them; see ``similarity.at_own_rate``.
 
     Returns
     -------
@@ -113,13 +116,14 @@ def predict_scores(
     """
     training = encoder.training
     encoder.to(device).eval()
-    wanted = torch.as_tensor(candidates).to(device, torch.float32)
+    estimate = estimator(encoder)
+    wanted = similarity.at_own_rate(torch.as_tensor(candidates).to(device, torch.float32), scores)
     parts = []
     try:
         with torch.autocast(torch.device(device).type, enabled=False):
             for start in range(0, len(dataset), batch_size):
                 batch = dataset.batch(np.arange(start, min(start + batch_size, len(dataset)))).to(device)
-                estimates = encoder(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask)
+                estimates = estimate(batch)
                 parts.append(scores(estimates.float(), wanted).float().cpu().numpy())
     finally:
         encoder.train(training)

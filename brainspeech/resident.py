@@ -15,12 +15,6 @@ from torch import Tensor
 LARGEST_HALF = 6e4
 
 
-def upload(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Bring something small to a device without waiting for what the device has still to do."""
-    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
 class Windows:
     """The signals of all recordings, to cut windows from.
 

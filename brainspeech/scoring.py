@@ -276,7 +276,7 @@ def _others(n_subjects: int) -> list[Callable[[Batch], Batch]]:
         def change(batch: Batch) -> Batch:
             unseen = batch.subject < 0
             other = torch.where(unseen, step % n_subjects, (batch.subject + step) % n_subjects)
-            return dataclasses.replace(batch, subject=other)
+            return dataclasses.replace(batch, subject=other, known=None)
 
         return change
 

@@ -291,6 +291,22 @@ def test_subsets_and_lags_share_memory(simple):
     assert (part.with_lag(0.1).batch([0]).signal.std(dim=2) < 1e-5).all()
 
 
+def test_what_the_host_knows_of_a_batch_is_true(simple):
+    segments, signals, tracks = simple
+    other = replace(make_signal(), uid="d/sub-2", positions=np.array([[0.1, 0.2], [np.nan, np.nan], [0.3, 0.4]], np.float32))
+    more = [replace(s, recording="d/sub-2", subject="d/sub-2") for s in segments]
+    dataset = make_dataset([*segments, *more], signals | {other.uid: other}, tracks)
+    batch = dataset.batch([len(segments), 1, 2, len(segments) + 3])
+    known = batch.known
+    assert known.subjects == (int(batch.subject.min()), int(batch.subject.max()))
+    assert (known.n_unplaced, known.nowhere) == (1, -1)
+    available = known.available[known.layout]
+    assert torch.equal(available, batch.channel_mask & ~batch.positions.isnan().any(2))
+    assert torch.equal(known.points[known.place][known.layout], batch.positions.masked_fill(~available[:, :, None], 0))
+    assert dataset.subset([1, 2]).batch([0, 1]).known.n_unplaced == 0
+    assert replace(batch, known=None).to("cpu").known is None
+
+
 def test_a_memory_mapped_signal_is_read_and_gives_the_same(simple, tmp_path):
     segments, signals, tracks = simple
     np.save(tmp_path / "data.npy", signals["d/sub-1"].data)

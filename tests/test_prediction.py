@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import test_similarity
 import torch
 from test_evaluate import segments
 from torch import nn
 
-from brainspeech import prediction, similarity
+from brainspeech import losses, prediction, retrieval, similarity
 from brainspeech.prediction import TestSet
 
 
@@ -79,3 +80,23 @@ def test_constant_scores_are_those_of_the_mean_target():
     mean, candidates = rng.normal(size=(2, 5)), rng.normal(size=(4, 2, 5))
     expected = [(mean * c).sum() / np.linalg.norm(c) for c in candidates]
     np.testing.assert_allclose(prediction.constant_scores(mean, candidates, similarity.candidate_normalised), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [losses.build("clip"), losses.build("clip", chunk=100), losses.build("siglip")])
+def test_scores_at_the_candidates_own_rate_give_the_same_ranks(loss, monkeypatch):
+    candidates = test_similarity.many()
+    truth = torch.randint(len(candidates), (40,), generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(40, *candidates.shape[1:], generator=torch.Generator().manual_seed(2))
+    windows = Windows(candidates[truth] * 0.02 + noise)
+    forms = []
+    own_rate = similarity.at_own_rate
+    monkeypatch.setattr(similarity, "at_own_rate", lambda *args: forms.append(own_rate(*args)) or forms[-1])
+    found = prediction.predict_scores(Half(), windows, candidates, scores=loss.scores, batch_size=16)
+    monkeypatch.setattr(similarity, "at_own_rate", lambda candidates, scores: candidates)
+    expected = prediction.predict_scores(Half(), windows, candidates, scores=loss.scores, batch_size=16)
+    assert isinstance(forms[0], similarity.Repeated)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    ranks = [retrieval.ranks_from_scores(scores, truth).ranks for scores in (found, expected)]
+    assert torch.equal(*ranks)
+    assert len(ranks[0].unique()) > 10  # neither all right nor all alike

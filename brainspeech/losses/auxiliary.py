@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -35,7 +36,7 @@ class Weighted(nn.Module):
         super().__init__()
         if not losses:
             raise ValueError("Weighted needs at least one loss, got none.")
-        wrong = {name: weight for name, (_, weight) in losses.items() if not torch.tensor(float(weight)).isfinite()}
+        wrong = {name: weight for name, (_, weight) in losses.items() if not math.isfinite(weight)}
         if wrong:
             raise ValueError(f"Weights must be finite numbers, got {wrong}.")
         self.losses = nn.ModuleDict({name: loss for name, (loss, _) in losses.items()})

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from brainspeech import similarity
+from brainspeech import host, similarity
 
-Similarity = Callable[[Tensor, Tensor], Tensor]
+Similarity = Callable[..., Tensor]
 SIMILARITIES: dict[str, Similarity] = {
     "candidate_normalised": similarity.candidate_normalised,
     "cosine": similarity.cosine,
@@ -59,8 +59,18 @@ class Loss(nn.Module):
         self.similarity = similarity if callable(similarity) else SIMILARITIES[similarity]
         self.chunk = chunk
 
-    def scores(self, estimates: Tensor, candidates: Tensor) -> Tensor:
-        """Score each estimate (B, F, T) against each candidate (N, F, T), in float32 or better also under autocast; higher is nearer."""
+    @property
+    def takes_repeated(self) -> bool:
+        """Whether ``scores`` takes ``similarity.Repeated`` candidates: inner products do, a loss with scores of its own does not."""
+        return type(self).scores is Loss.scores and self.similarity in similarity.INNER_PRODUCTS
+
+    def scores(self, estimates: Tensor, candidates: Any) -> Tensor:
+        """Score each estimate (B, F, T) against each candidate (N, F, T), in float32 or better also under autocast; higher is nearer.
+
+        Candidates may be ``similarity.Repeated`` where the loss ``takes_repeated``.
+        """
+        if isinstance(candidates, similarity.Repeated):
+            return self.similarity(estimates, candidates.to(estimates.device))
         if self.chunk is None or len(candidates) <= self.chunk:
             return self.similarity(estimates, candidates.to(estimates.device))
         return torch.cat([self._compare(estimates, part) for part in candidates.split(self.chunk)], 1)
@@ -129,22 +139,43 @@ def check_pairs(estimates: Tensor, candidates: Tensor, row_ids: Tensor | None, c
         raise ValueError(f"Ids must be {(n_rows,)} and {(n_cols,)}, got row_ids {tuple(row_ids.shape)}, col_ids {tuple(col_ids.shape)}.")
 
 
-def check_finite(scores: Tensor, estimates: Tensor, candidates: Tensor) -> None:
-    """Say which estimates or candidates are not finite, if any score is not.
+class Checks:
+    """What must be true of the numbers of a call.
 
-    Raises
-    ------
-    ValueError
-        If a score is NaN or infinite.
+    On a CPU a check that fails raises its error at once. To look at a number of a GPU is to wait for all that it has still to do: there the
+    failure is kept on the GPU, and makes the loss NaN, for which whoever trains looks anyway.
     """
-    if bool(scores.isfinite().all()):
-        return
+
+    def __init__(self) -> None:
+        self.failed: list[Tensor] = []
+
+    def refuse(self, wrong: Tensor, error: Callable[[], ValueError]) -> None:
+        """Refuse a call in which any number of `wrong` (bool) is True, with an error that is made when it is needed."""
+        wrong = wrong.any()
+        if not host.at_hand(wrong):
+            self.failed.append(wrong)
+        elif bool(wrong):
+            raise error()
+
+    def settle(self, loss: Tensor) -> Tensor:
+        """Give the loss (), or NaN if a check failed that could not be looked at."""
+        for wrong in self.failed:
+            loss = loss.masked_fill(wrong.to(loss.device), torch.nan)
+        return loss
+
+
+def check_finite(scores: Tensor, estimates: Tensor, candidates: Tensor, checks: Checks) -> None:
+    """Check that scores are finite; the error says which estimates or candidates are not."""
+    checks.refuse(~scores.detach().isfinite(), lambda: _not_finite(estimates, candidates))
+
+
+def _not_finite(estimates: Tensor, candidates: Tensor) -> ValueError:
     for what, values in (("estimates", estimates), ("candidates", candidates)):
         bad = (~values.detach().flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if bad:
             rows = ", ".join(map(str, bad[:10])) + (" ..." if len(bad) > 10 else "")
-            raise ValueError(
+            return ValueError(
                 f"{len(bad)} of {len(values)} {what} are not finite, rows {rows}. "
                 "Look for NaN or flat channels in their recordings, or lower the learning rate."
             )
-    raise ValueError("The scores overflow although estimates and candidates are finite: lower the learning rate.")
+    return ValueError("The scores overflow although estimates and candidates are finite: lower the learning rate.")

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from brainspeech import host
+
 from . import masks, pairing
-from .base import Loss, LossOutput, Similarity, check_finite, check_pairs, one_of
+from .base import Checks, Loss, LossOutput, Similarity, check_finite, check_pairs, one_of
 from .gather import is_spread
 from .queue import CandidateQueue
 
@@ -29,6 +31,9 @@ class Contrast(NamedTuple):
         An entry in neither is ignored.
     rows, cols : Tensor, shape (R,) and (C,), int64, or None
         What each row is, for an objective with a memory, and each column (-1 for a synthetic one); None where the caller gave no ids.
+    counted : Tensor, shape (R,), bool, or None
+        On a GPU, where nobody knows how many rows there are to be: False for a row that stands in for one without a negative. It is a copy
+        of another, and its loss is not averaged. Of interest only to an objective that looks at all rows together. None: all are counted.
     """
 
     logits: Tensor
@@ -36,6 +41,7 @@ class Contrast(NamedTuple):
     negative: Tensor
     rows: Tensor | None
     cols: Tensor | None
+    counted: Tensor | None = None
 
 
 Objective = Callable[[Contrast], Tensor]  # -> (R,), one loss per row
@@ -152,8 +158,10 @@ class ContrastiveLoss(Loss):
         ------
         ValueError
             If shapes or ids do not fit, a row has no positive, no row has a negative, an id is repeated under ``duplicates="error"``, an
-            estimate or a candidate is not finite, or there is a queue and no ids.
+            estimate or a candidate is not finite, or there is a queue and no ids. What would have to be looked up in a GPU's memory makes
+            the loss NaN instead (``base.Checks``).
         """
+        checks = Checks()
         check_pairs(estimates, candidates, row_ids, col_ids)
         if row_keys is not None and tuple(row_keys.shape) != (len(estimates),):
             raise ValueError(f"row_keys must be {(len(estimates),)}, got {tuple(row_keys.shape)}.")
@@ -161,14 +169,14 @@ class ContrastiveLoss(Loss):
         queue = self.queue if self.training else None
         parts, cols = [pool.candidates], pool.col_ids
         if queue is not None:
-            parts, cols = self._with_queue(queue, pool)
+            parts, cols = self._with_queue(queue, pool, checks)
         scores = self._score_parts(estimates, parts)
-        check_finite(scores, estimates, pool.candidates)
+        check_finite(scores, estimates, pool.candidates, checks)
         scores = pool.rows(scores)
         same_rule, ignore_rule = (masks.same_id if same is None else same), (self.near_duplicates if ignore is None else ignore)
-        positive, negative = pairing.split(self._mask("same", same_rule, pool, cols), pool, self.duplicates)
+        positive, negative = pairing.split(self._mask("same", same_rule, pool, cols, checks), pool, self.duplicates, checks)
         if ignore_rule is not None:
-            negative = negative & ~self._mask("ignore", ignore_rule, pool, cols)
+            negative = negative & ~self._mask("ignore", ignore_rule, pool, cols, checks)
         row_memory = None if row_keys is None else pool.row_values(row_keys.to(scores.device))
         row_names, col_names = (pool.row_ids, cols) if pool.has_ids else (None, None)
         forth = Contrast(scores, positive, negative, row_names if row_memory is None else row_memory, col_names)
@@ -182,15 +190,15 @@ class ContrastiveLoss(Loss):
         if self.extra_negatives is not None:
             extra = self._synthesise(scores, negative, estimates, parts, pool)
             forth = _append(forth, extra, extra.detach().isfinite(), None)
-        loss, logs["n_without_negative"] = _mean(self.objective, forth)
+        loss, logs["n_without_negative"] = _mean(self.objective, forth, checks)
         if self.symmetric:
             back = Contrast(scores.T, positive.T, negative.T, col_names, row_names)
             if self.intra:
                 inner = pool.cols(self.scores(candidates, pool.candidates))
                 back = _append(back, inner, self._others(pool.col_ids, same_rule, ignore_rule), col_names)
-            reverse, _ = _mean(self.objective if self.back is None else self.back, _select(back, positive.any(0)))
+            reverse, _ = _mean(self.objective if self.back is None else self.back, back, checks, among=positive.any(0))
             loss = (loss + reverse) / 2
-        return LossOutput(loss, logs)
+        return LossOutput(checks.settle(loss), logs)
 
     def _others(self, ids: Tensor, same: Tensor | masks.MaskRule, ignore: Tensor | masks.MaskRule | None) -> Tensor:
         """Mark the negatives among estimates, or among candidates."""
@@ -201,7 +209,7 @@ class ContrastiveLoss(Loss):
             alike = itself | (masks.same_id(ids, ids) if isinstance(same, Tensor) else same(ids, ids))
         return ~alike if ignore is None or isinstance(ignore, Tensor) else ~(alike | ignore(ids, ids))
 
-    def _with_queue(self, queue: CandidateQueue, pool: pairing.Pool) -> tuple[list[Tensor], Tensor]:
+    def _with_queue(self, queue: CandidateQueue, pool: pairing.Pool, checks: Checks) -> tuple[list[Tensor], Tensor]:
         """Give the candidates, those of the queue in a second part, and the ids of both."""
         if not pool.has_ids:
             raise ValueError(
@@ -210,19 +218,22 @@ class ContrastiveLoss(Loss):
         queue.check(pool.candidates)
         features, ids = queue.content()
         if self.duplicates == "error":
-            pairing.refuse_queued(pool.row_ids, ids)
+            pairing.refuse_queued(pool.row_ids, ids, checks)
         return [pool.candidates, *([features] if len(ids) else [])], torch.cat([pool.col_ids, ids.to(pool.col_ids.device)])
 
     def _score_parts(self, estimates: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """Score estimates against candidates that lie in several tensors, without putting these into one."""
         return self.scores(estimates, parts[0]) if len(parts) == 1 else torch.cat([self.scores(estimates, part) for part in parts], 1)
 
-    def _mask(self, what: str, rule: Tensor | masks.MaskRule, pool: pairing.Pool, cols: Tensor) -> Tensor:
+    def _mask(self, what: str, rule: Tensor | masks.MaskRule, pool: pairing.Pool, cols: Tensor, checks: Checks) -> Tensor:
         """Give a mask of the whole batch, queue included."""
         if isinstance(rule, Tensor) and (pool.spread or self.queue is not None):
             place = "Across processes" if pool.spread else "With a queue"
             raise ValueError(f"{place} {what} must be a function of ids, got a Tensor. See losses.masks.by_id.")
         mask = rule if isinstance(rule, Tensor) else rule(pool.row_ids, cols)
+        if isinstance(rule, masks.ById):
+            rule.check(pool.row_ids, checks)
+            rule.check(cols, checks)
         shape = len(pool.row_ids), len(cols)
         if mask.dtype != torch.bool or tuple(mask.shape) != shape:
             raise ValueError(f"{what} must be a bool mask {shape}, got {mask.dtype} {tuple(mask.shape)}.")
@@ -258,20 +269,33 @@ def _append(contrast: Contrast, logits: Tensor, negative: Tensor, ids: Tensor | 
     )
 
 
-def _select(contrast: Contrast, keep: Tensor) -> Contrast:
-    """Keep some rows."""
-    if bool(keep.all()):
-        return contrast
-    rows = None if contrast.rows is None else contrast.rows[keep]
-    return Contrast(contrast.logits[keep], contrast.positive[keep], contrast.negative[keep], rows, contrast.cols)
+def _pick(contrast: Contrast, keep: Tensor) -> Contrast:
+    """Keep some rows (R,), bool; on a GPU, which would have to be asked how many these are, copies of the first stand in for the others."""
+    index: Tensor | None = None
+    if host.at_hand(keep):
+        if bool(keep.all()):
+            return contrast
+        index = keep.nonzero()[:, 0]
+    else:
+        index = torch.where(keep, torch.arange(len(keep), device=keep.device), keep.int().argmax())
+    rows = None if contrast.rows is None else contrast.rows[index]
+    counted = None if host.at_hand(keep) else keep
+    return Contrast(contrast.logits[index], contrast.positive[index], contrast.negative[index], rows, contrast.cols, counted)
 
 
-def _mean(objective: Objective, contrast: Contrast) -> tuple[Tensor, Tensor]:
-    """Average an objective over the rows that have a negative; count the others."""
+def _mean(objective: Objective, contrast: Contrast, checks: Checks, *, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Average an objective over the rows, `among` some (R,) if given, that have a negative; count the others."""
     has_negative = contrast.negative.any(1)
-    if not bool(has_negative.any()):
-        raise ValueError(
+    keep = has_negative if among is None else has_negative & among
+    checks.refuse(
+        ~keep.any(),
+        lambda: ValueError(
             f"No estimate has a negative among {contrast.logits.shape[1]} candidates: "
             "a contrastive batch needs at least two different segments."
-        )
-    return objective(_select(contrast, has_negative)).mean(), (~has_negative).sum()
+        ),
+    )
+    picked = _pick(contrast, keep)
+    losses = objective(picked)
+    if picked.counted is None:
+        return losses.mean(), (~has_negative).sum()
+    return torch.where(picked.counted, losses, 0).sum() / picked.counted.sum(), (~has_negative).sum()

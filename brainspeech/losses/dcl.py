@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .base import Similarity, positive
@@ -129,5 +130,8 @@ class Dclw(InfoNCE):
     def weight(self, contrast: Contrast) -> Tensor:
         """Weigh the positives: 2 - B softmax_i(s_ii / sigma)."""
         own = mean_of(contrast.logits, contrast.positive)
-        weight = 2 - len(own) * (own / self.sigma).softmax(0)
+        if contrast.counted is None:
+            weight = 2 - len(own) * (own / self.sigma).softmax(0)
+        else:
+            weight = 2 - contrast.counted.sum() * (own / self.sigma).masked_fill(~contrast.counted, -torch.inf).softmax(0)
         return weight.detach() if self.detach_weight else weight

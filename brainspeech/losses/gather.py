@@ -19,8 +19,11 @@ def is_spread() -> bool:
 
 
 def lengths(*local: int, device: torch.device) -> list[list[int]]:
-    """Give, for each number, its value in every process."""
-    mine = torch.tensor(local, device=device)
+    """Give, for each number, its value in every process.
+
+    Processes that can talk between CPUs ("cpu:gloo,cuda:nccl") do so, and no GPU is waited for; others talk where `device` is.
+    """
+    mine = torch.tensor(local, device="cpu" if "cpu:" in str(dist.get_backend_config()) else device)
     every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(every, mine)
     return torch.stack(every).T.tolist()

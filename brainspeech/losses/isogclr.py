@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from brainspeech import host
+
+from . import masks
 from .base import Similarity, one_of, positive
 from .contrastive import Contrast, ContrastiveLoss
 from .objectives import log_sum_exp, mean_of
@@ -121,6 +124,7 @@ class Isogclr(nn.Module):
             raise ValueError(f"A table needs room, and gamma and beta must be in (0, 1], got {size!r}, {gamma!r} and {beta!r}.")
         self.start, self.gamma, self.beta, self.eta, self.rho = temperature, gamma, beta, eta, rho
         self.low, self.high = low, high
+        self.log_old, self.log_new = _log(1 - gamma), _log(gamma)
         self.denominator = one_of("denominator", denominator, ("formula", "code"))
         self.register_buffer("keys", torch.full((size,), FREE))
         self.register_buffer("log_s", torch.zeros(size))
@@ -133,26 +137,32 @@ class Isogclr(nn.Module):
         mask = contrast.negative if self.denominator == "formula" else contrast.negative | contrast.positive
         n = contrast.negative.sum(1).to(distance.dtype)
         with torch.no_grad():
-            weight = self._weigh(distance, mask, n, contrast.rows)
+            weight = self._weigh(distance, mask, n, contrast.rows, contrast.counted)
         return (weight * distance).sum(1)
 
-    def _weigh(self, distance: Tensor, mask: Tensor, n: Tensor, rows: Tensor | None) -> Tensor:
+    def _weigh(self, distance: Tensor, mask: Tensor, n: Tensor, rows: Tensor | None, counted: Tensor | None) -> Tensor:
         """Give sg[exp(z) / s'] / n, and learn from the batch."""
         if rows is None:
             return (distance / self.start).masked_fill(~mask, -torch.inf).softmax(1)
-        items, item = rows.unique(return_inverse=True)
+        items, item = _group(rows)
         place, known = self._find(items)
         temperature = torch.where(known, self.temperature[place].to(distance.dtype), self.start)
         z = distance / temperature[item][:, None]
-        log_g = _log_mean_over(log_sum_exp(z, mask) - n.log(), item, len(items))
-        old = self.log_s[place].to(distance.dtype) + _log(1 - self.gamma)
-        log_s = torch.where(known, torch.logaddexp(old, log_g + _log(self.gamma)), log_g)
+        number = _count(item, len(items), counted)
+        log_g = _log_mean_over(log_sum_exp(z, mask) - n.log(), item, number, counted)
+        old = self.log_s[place].to(distance.dtype) + self.log_old
+        log_s = torch.where(known, torch.logaddexp(old, log_g + self.log_new), log_g)
         weight = (z - (log_s[item] + n.log())[:, None]).masked_fill(~mask, -torch.inf).exp()
         if self.training:
             grad = (log_s[item] + self.rho - (weight * z).sum(1)).clamp(-5, 5)
-            count = torch.bincount(item, minlength=len(items))
-            mean = torch.zeros_like(log_s).index_add(0, item, grad) / count
-            self._learn(items, log_s, mean)
+            grad = grad if counted is None else grad.masked_fill(~counted, 0)
+            mean = torch.zeros_like(log_s).index_add(0, item, grad) / number
+            if host.at_hand(items):
+                self._add(items[~known])
+                self._learn(items, log_s, mean)
+            else:
+                weight = weight.masked_fill(self._merge(items, known), torch.nan)
+                self._learn(items, log_s[item], mean[item])  # rows of one item write the same numbers to its place
         return weight
 
     def _find(self, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,8 +170,6 @@ class Isogclr(nn.Module):
         return place, self.keys[place] == items
 
     def _learn(self, items: Tensor, log_s: Tensor, grad: Tensor) -> None:
-        _, known = self._find(items)
-        self._add(items[~known])
         place, _ = self._find(items)
         u = (1 - self.beta) * self.u[place] + self.beta * grad.to(self.u.dtype)
         self.u[place] = u
@@ -184,13 +192,38 @@ class Isogclr(nn.Module):
             column[used:total] = new
             column[:total] = column[:total][order]
 
+    def _merge(self, rows: Tensor, known: Tensor) -> Tensor:
+        """Add the keys of rows (R,) that are not known, without counting them: what is free is sorted too. Say whether there is no room."""
+        new = rows.masked_fill(known | (masks.same_id(rows, rows).tril(-1).any(1)), FREE)
+        keys, order = torch.cat([self.keys, new]).sort(stable=True)
+        size = len(self.keys)
+        for name, start in {"log_s": 0.0, "u": 0.0, "temperature": self.start}.items():
+            column = getattr(self, name)
+            column.copy_(torch.cat([column, column.new_full((len(new),), start)])[order[:size]])
+        self.keys.copy_(keys[:size])
+        return (keys[size:] != FREE).any()
+
+
+def _group(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the distinct ids and which of them each row (R,) has; on a GPU the R rows' own, of which each row has the first equal one."""
+    if host.at_hand(rows):
+        return rows.unique(return_inverse=True)
+    return rows, masks.same_id(rows, rows).int().argmax(1)
+
+
+def _count(group: Tensor, n_groups: int, counted: Tensor | None) -> Tensor:
+    """Count the rows of each group, those that are counted."""
+    ones = torch.ones_like(group) if counted is None else counted.to(group.dtype)
+    return torch.zeros(n_groups, dtype=group.dtype, device=group.device).index_add(0, group, ones)
+
 
 def _log(value: float) -> float:
-    return torch.tensor(value, dtype=torch.float64).log().item()
+    return torch.tensor(value, dtype=torch.float64, device="cpu").log().item()
 
 
-def _log_mean_over(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
-    """Take the logarithm of the mean of exp(values) over each group."""
-    top = values.new_full((n_groups,), -torch.inf).scatter_reduce(0, group, values, "amax")
+def _log_mean_over(values: Tensor, group: Tensor, number: Tensor, counted: Tensor | None) -> Tensor:
+    """Take the logarithm of the mean of exp(values) over each group, of so many rows (M,) that are counted."""
+    values = values if counted is None else values.masked_fill(~counted, -torch.inf)
+    top = values.new_full((len(number),), -torch.inf).scatter_reduce(0, group, values, "amax")
     total = torch.zeros_like(top).index_add(0, group, (values - top[group]).exp())
-    return top + (total / torch.bincount(group, minlength=n_groups)).log()
+    return top + (total / number).log()

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from brainspeech import similarity
 
+from .base import Checks
+
 MaskRule = Callable[[Tensor, Tensor], Tensor]
 
 # The threshold from which two windows of one sound are near-duplicates. Windows of 3 s locked to words share about 90 % with their
@@ -83,7 +85,7 @@ def similar(rows: Tensor, cols: Tensor, *, threshold: float = IDENTICAL, chunk: 
     return torch.cat(parts, 1)
 
 
-def by_id(ids: Tensor, descriptions: Tensor, rule: MaskRule) -> MaskRule:
+def by_id(ids: Tensor, descriptions: Tensor, rule: MaskRule) -> ById:
     """Turn a rule between descriptions into a rule between ids.
 
     Parameters
@@ -97,8 +99,9 @@ def by_id(ids: Tensor, descriptions: Tensor, rule: MaskRule) -> MaskRule:
 
     Returns
     -------
-    callable
-        (row_ids, col_ids) -> (B, N) bool, for ``ignore=`` or ``same=``. It raises a ValueError for an id that is not in `ids`.
+    ById
+        (row_ids, col_ids) -> (B, N) bool, for ``ignore=`` or ``same=``. An id that is not in `ids` is a ValueError, or, of ids on a GPU,
+        makes the loss NaN.
 
     Raises
     ------
@@ -112,15 +115,54 @@ def by_id(ids: Tensor, descriptions: Tensor, rule: MaskRule) -> MaskRule:
     table[inverse] = descriptions
     if not torch.equal(table[inverse], descriptions):
         raise ValueError("An id has two different descriptions: ids must name what the descriptions describe.")
+    return ById(known, table, rule)
 
-    def describe(wanted: Tensor) -> Tensor:
-        place = torch.searchsorted(known, wanted.to(known.device)).clamp(max=len(known) - 1)
-        strange = known[place] != wanted.to(known.device)
-        if bool(strange.any()):
-            raise ValueError(f"{int(strange.sum())} ids have no description, among them {wanted[strange.to(wanted.device)][:5].tolist()}.")
-        return table[place]
 
-    def mask(row_ids: Tensor, col_ids: Tensor) -> Tensor:
-        return rule(describe(row_ids), describe(col_ids)).to(row_ids.device)
+class ById:
+    """A rule between ids; ``by_id`` makes one.
 
-    return mask
+    Parameters
+    ----------
+    known : Tensor, shape (n,), int64
+        Sorted.
+    table : Tensor, shape (n, ...)
+        The description of each.
+    rule : callable
+        (rows, cols) -> (B, N) bool.
+    """
+
+    def __init__(self, known: Tensor, table: Tensor, rule: MaskRule) -> None:
+        self.rule = rule
+        # Brought to each device once: a rule is asked for a mask in every step.
+        self._tables = {known.device: (known, table)}
+
+    def __call__(self, row_ids: Tensor, col_ids: Tensor) -> Tensor:
+        """Mark alike ids (B,), (N,) -> (B, N).
+
+        Raises
+        ------
+        ValueError
+            If an id on a CPU has no description.
+        """
+        for ids in (row_ids, col_ids):
+            self.check(ids, Checks())
+        return self.rule(self._describe(row_ids), self._describe(col_ids)).to(row_ids.device)
+
+    def check(self, ids: Tensor, checks: Checks) -> None:
+        """Refuse ids (n,) that have no description."""
+        known, _ = self._table(ids.device)
+        strange = known[self._place(ids)] != ids
+        checks.refuse(strange, lambda: ValueError(f"{int(strange.sum())} ids have no description, among them {ids[strange][:5].tolist()}."))
+
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._tables:
+            known, table = next(iter(self._tables.values()))
+            self._tables[device] = known.to(device), table.to(device)
+        return self._tables[device]
+
+    def _place(self, ids: Tensor) -> Tensor:
+        known, _ = self._table(ids.device)
+        return torch.searchsorted(known, ids).clamp(max=len(known) - 1)
+
+    def _describe(self, ids: Tensor) -> Tensor:
+        return self._table(ids.device)[1][self._place(ids)]

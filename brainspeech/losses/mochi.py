@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from brainspeech.host import Count, upload
+
 from .base import Similarity, one_of
 from .contrastive import ContrastiveLoss
 from .objectives import InfoNCE
@@ -105,11 +107,13 @@ class HardMixtures(nn.Module):
         self.n_hardest, self.n_mixed, self.n_mixed_with_query = n_hardest, n_mixed, n_mixed_with_query
         self.warmup, self.seed = warmup, seed
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._count = Count()
+        self._count.note(self.step, 0)
 
     @property
     def active(self) -> bool:
         """Whether the next call gives synthetic negatives."""
-        return self.training and int(self.step) >= self.warmup
+        return self.training and self._count.read(self.step) >= self.warmup
 
     def forward(self, scores: Tensor, negative: Tensor, gram: Callable[[], Tensor]) -> Tensor:
         """Score mixtures.
@@ -127,15 +131,16 @@ class HardMixtures(nn.Module):
         Tensor, shape (B, n_mixed + n_mixed_with_query) or (B, 0)
             -inf in a row that has no negative.
         """
-        active, n_rows = self.active, len(scores)
-        generator = torch.Generator().manual_seed(self.seed + int(self.step))
+        active, n_rows, step = self.active, len(scores), self._count.read(self.step)
+        generator = torch.Generator().manual_seed(self.seed + step)
         if self.training:
             self.step += 1
+            self._count.note(self.step, step + 1)
         if not active:
             return scores.new_zeros(n_rows, 0)
 
         def draw(n: int) -> Tensor:
-            return torch.rand(n_rows, n, generator=generator, dtype=torch.float64).to(scores.device, scores.dtype)
+            return upload(torch.rand(n_rows, n, generator=generator, dtype=torch.float64).to(scores.dtype), scores.device)
 
         n_available = negative.sum(1, keepdim=True)
         hardest = scores.detach().masked_fill(~negative, -torch.inf).topk(min(self.n_hardest, scores.shape[1]), 1).indices

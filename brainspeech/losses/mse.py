@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import gather as processes
 from . import masks, pairing
-from .base import Loss, LossOutput, Similarity, check_finite, check_pairs
+from .base import Checks, Loss, LossOutput, Similarity, check_finite, check_pairs
 
 
 class MseLoss(Loss):
@@ -43,11 +43,13 @@ class MseLoss(Loss):
         """
         check_pairs(estimates, candidates, row_ids, col_ids)
         pool = pairing.collect(estimates, candidates, row_ids, col_ids, spread=False)
-        own = candidates[pairing.own_columns(masks.same_id(pool.row_ids, pool.col_ids), pool).to(candidates.device)].to(estimates.device)
+        checks = Checks()
+        own = pairing.own_columns(masks.same_id(pool.row_ids, pool.col_ids), pool, checks)
+        own = candidates[own.to(candidates.device)].to(estimates.device)
         dtype = torch.promote_types(torch.promote_types(estimates.dtype, candidates.dtype), torch.float32)
         errors = (estimates.to(dtype) - own.to(dtype)).square().flatten(1).mean(1)
-        check_finite(errors, estimates, own)
+        check_finite(errors, estimates, own, checks)
         if self.gather and processes.is_spread():
             sizes = processes.lengths(len(estimates), device=errors.device)[0]
             errors = processes.rows(errors, sizes)
-        return LossOutput(errors.mean(), {})
+        return LossOutput(checks.settle(errors.mean()), {})

@@ -2,6 +2,9 @@
 
 Shapes: B estimates, N candidates, F features, T times; V views of M instances, an instance being a segment; P items, an item being one view
 of one instance. A view that is missing is an item that is not there.
+
+Items that are not there, and copies, are left out on a CPU. How many they are a GPU would have to be asked: there they stay, in no mask and
+in an instance of their own that counts for nothing, and there is room for as many instances as items.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from brainspeech import host
+
 from . import masks, pairing
-from .base import Loss, LossOutput, Similarity, check_finite, check_pairs, one_of
+from .base import Checks, Loss, LossOutput, Similarity, check_finite, check_pairs, one_of
 from .gather import is_spread
 from .objectives import LogitScale
 
@@ -31,6 +36,8 @@ class Items(NamedTuple):
         0..M-1.
     n_instances : int
         M.
+    there : Tensor, shape (P,), bool
+        False for what stands in for nothing.
     positive, other, cross : Tensor, shape (P, P), bool
         Another view of the same instance; another instance, unless ignored; another view.
     """
@@ -38,6 +45,7 @@ class Items(NamedTuple):
     logits: Tensor
     instance: Tensor
     n_instances: int
+    there: Tensor
     positive: Tensor
     other: Tensor
     cross: Tensor
@@ -57,6 +65,10 @@ class Items(NamedTuple):
         """Add what belongs to one instance: (P,) -> (M,)."""
         return values.new_zeros(self.n_instances).index_add(0, self.instance, values)
 
+    def any(self, flags: Tensor) -> Tensor:
+        """Say which instances have an item with a flag: (P,) -> (M,)."""
+        return self.add((flags & self.there).long()) > 0
+
 
 class MultiViewLoss(Loss, ABC):
     """What the losses over views share: items, their scores, the mean over instances.
@@ -73,7 +85,10 @@ class MultiViewLoss(Loss, ABC):
 
     @abstractmethod
     def compare(self, items: Items) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the loss of each instance (M,); say which has a negative (M,), and how many items, or instances, lack one."""
+        """Compute the loss of each instance (M,); say which has a negative (M,), and how many items, or instances, lack one.
+
+        Only what is there counts (``Items.there``).
+        """
 
     def forward(
         self,
@@ -113,8 +128,10 @@ class MultiViewLoss(Loss, ABC):
         Raises
         ------
         ValueError
-            If shapes or ids do not fit, an instance has one view only, nothing has a negative, or a value is not finite.
+            If shapes or ids do not fit, an instance has one view only, nothing has a negative, or a value is not finite. What would have
+            to be looked up in a GPU's memory makes the loss NaN instead (``base.Checks``).
         """
+        checks, there = Checks(), None
         spread = self.gather and is_spread()
         if estimates.ndim == 4:
             if views is not None:
@@ -125,7 +142,7 @@ class MultiViewLoss(Loss, ABC):
                 check_pairs(estimates[0], candidates, row_ids, col_ids)
                 col_ids = torch.arange(len(candidates), device=estimates.device) if row_ids is None else col_ids
                 col_ids = row_ids if col_ids is None else col_ids
-            estimates, row_ids, views = _flatten(estimates, row_ids, mask)
+            estimates, row_ids, views, there = _flatten(estimates, row_ids, mask)
         elif mask is not None or candidates is None:
             raise ValueError(f"A mask, or no candidates, needs estimates (V, B, F, T), got {tuple(estimates.shape)}.")
         if candidates is None:
@@ -138,23 +155,27 @@ class MultiViewLoss(Loss, ABC):
         pool = pairing.collect(estimates, candidates, row_ids, col_ids, spread=spread)
         everyone = pool.all_rows(estimates)
         upper = torch.cat([self.scores(estimates, everyone), self.scores(estimates, pool.candidates)], 1)
-        check_finite(upper, everyone, pool.candidates)
+        check_finite(upper, everyone, pool.candidates, checks)
         lower = torch.cat([self.scores(candidates, everyone), self.scores(candidates, pool.candidates)], 1)
         scores = torch.cat([pool.rows(upper), pool.cols(lower.to(upper.device))])
-        view = _occurrence(pool.row_ids) if views is None else pool.row_values(views.to(upper.device))
-        items, n_counted = _relate(self.scale(scores), pool, view, ignore)
+        view = pairing.occurrence(pool.row_ids) if views is None else pool.row_values(views.to(upper.device))
+        there = torch.ones_like(pool.row_ids) if there is None else pool.row_values(there.to(pool.row_ids))
+        items, counted = _relate(self.scale(scores), pool, view, there > 0, ignore, checks)
         loss, has_negative, n_without = self.compare(items)
-        has_negative = has_negative[:n_counted]
-        if not bool(has_negative.any()):
-            raise ValueError(
-                f"No view has a negative among {n_counted} segments: a contrastive batch needs at least two different segments."
-            )
-        n_views = (items.instance < n_counted).sum() / n_counted
-        return LossOutput(loss[:n_counted][has_negative].mean(), {"n_views": n_views, "n_without_negative": n_without})
+        chosen = counted & has_negative
+        checks.refuse(
+            ~chosen.any(),
+            lambda: ValueError(
+                f"No view has a negative among {int(counted.sum())} segments: a contrastive batch needs at least two different segments."
+            ),
+        )
+        n_views = (counted[items.instance] & items.there).sum() / counted.sum()
+        loss = loss[chosen].mean() if host.at_hand(chosen) else torch.where(chosen, loss, 0).sum() / chosen.sum()
+        return LossOutput(checks.settle(loss), {"n_views": n_views, "n_without_negative": n_without})
 
 
-def _flatten(estimates: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn (V, B, F, T) into the views that are there (P, F, T), their ids and views."""
+def _flatten(estimates: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Turn (V, B, F, T) into views (P, F, T), their ids and views, and which are there; on a CPU those alone that are, and None."""
     n_views, n_instances = estimates.shape[:2]
     ids = torch.arange(n_instances, device=estimates.device) if ids is None else ids.to(estimates.device)
     if tuple(ids.shape) != (n_instances,):
@@ -163,36 +184,43 @@ def _flatten(estimates: Tensor, ids: Tensor | None, mask: Tensor | None) -> tupl
     view = torch.arange(n_views, device=estimates.device).repeat_interleave(n_instances)
     flat = estimates.flatten(0, 1)
     if mask is None:
-        return flat, ids, view
+        return flat, ids, view, None
     if mask.dtype != torch.bool or tuple(mask.shape) != (n_views, n_instances):
         raise ValueError(f"mask must be a bool Tensor {(n_views, n_instances)}, got {mask.dtype} {tuple(mask.shape)}.")
     there = mask.flatten().to(estimates.device)
-    return (flat, ids, view) if bool(there.all()) else (flat[there], ids[there], view[there])
+    if not host.at_hand(there):
+        return flat.masked_fill(~there[:, None, None], 0), ids, view, there  # what is not there may be anything, NaN too
+    return (flat, ids, view, None) if bool(there.all()) else (flat[there], ids[there], view[there], None)
 
 
-def _occurrence(ids: Tensor) -> Tensor:
-    """Number the occurrences of each id from 0, in their order."""
-    _, group, counts = ids.unique(return_inverse=True, return_counts=True)
-    order = group.argsort(stable=True)
-    start = counts.cumsum(0) - counts
-    number = torch.empty_like(group)
-    number[order] = torch.arange(len(ids), device=ids.device) - start[group[order]]
-    return number
-
-
-def _relate(logits: Tensor, pool: pairing.Pool, view: Tensor, ignore: masks.MaskRule | None) -> tuple[Items, int]:
-    """Say how items relate, and how many instances have an estimate; these come first."""
+def _relate(
+    logits: Tensor, pool: pairing.Pool, view: Tensor, there: Tensor, ignore: masks.MaskRule | None, checks: Checks
+) -> tuple[Items, Tensor]:
+    """Say how items relate, and which instances have an estimate (M,)."""
     # Copies of one candidate are one item.
-    keep = torch.cat([torch.ones_like(pool.row_ids, dtype=torch.bool), _occurrence(pool.col_ids) == 0])
-    ids = torch.cat([pool.row_ids, pool.col_ids])[keep]
-    view = torch.cat([view, torch.full_like(pool.col_ids, SPEECH)])[keep]
+    there = torch.cat([there, pairing.occurrence(pool.col_ids) == 0])
+    ids = torch.cat([pool.row_ids, pool.col_ids])
+    view = torch.cat([view, torch.full_like(pool.col_ids, SPEECH)])
+    is_row = torch.arange(len(ids), device=ids.device) < len(pool.row_ids)
+    if host.at_hand(ids):
+        logits, ids, view, is_row, there = logits[there][:, there], ids[there], view[there], is_row[there], there[there]
     same, cross = masks.same_id(ids, ids), view[:, None] != view
-    positive = same & cross
-    known, instance = ids.unique(return_inverse=True)
-    counted = torch.isin(known, pool.row_ids)
-    lonely = counted & (torch.zeros_like(known).index_add(0, instance, positive.any(1).long()) == 0)
-    if bool(lonely.any()):
-        raise ValueError(f"{int(lonely.sum())} segments have one view only, among them {known[lonely][:5].tolist()}: leave them out.")
-    instance = (~counted).int().argsort(stable=True).argsort()[instance]
+    if isinstance(ignore, masks.ById):
+        ignore.check(ids, checks)
     other = ~same if ignore is None else ~same & ~ignore(ids, ids)
-    return Items(logits[keep][:, keep], instance, len(known), positive, other, cross), int(counted.sum())
+    if host.at_hand(ids):
+        known, instance = ids.unique(return_inverse=True)
+        n_instances = len(known)
+    else:
+        both = there[:, None] & there
+        same, other = same & both, other & both
+        # The first item of an instance gives it its number; the last number is that of all that is not there.
+        instance, n_instances = torch.where(there, same.int().argmax(1), len(ids)), len(ids) + 1
+    items = Items(logits, instance, n_instances, there, same & cross, other, cross)
+    counted = items.any(is_row)
+    lonely = counted & ~items.any(items.positive.any(1))
+    checks.refuse(
+        lonely,
+        lambda: ValueError(f"{int(lonely.sum())} segments have one view only, among them {known[lonely][:5].tolist()}: leave them out."),
+    )
+    return items, counted

@@ -60,4 +60,4 @@ class MvDhelLoss(MultiViewLoss):
         # A row without one is given all of itself to sum over, so that no infinity meets the gradient, and then counts nothing.
         per_item = items.logits.masked_fill(~(negative | ~has_negative[:, None]), -torch.inf).logsumexp(1)
         repel = items.add(torch.where(has_negative, per_item, 0))
-        return repel - attract, items.add(has_negative.long()) > 0, (~has_negative).sum()
+        return repel - attract, items.any(has_negative), (items.there & ~has_negative).sum()

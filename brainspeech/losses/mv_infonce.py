@@ -57,5 +57,5 @@ class MvInfonceLoss(MultiViewLoss):
         """Compute the loss of each instance; see ``MultiViewLoss``."""
         negative = items.other & items.cross if self.denominator == "formula" else items.other
         attract = (items.log_sum_exp if self.positives == "lse" else items.mean)(items.positive)
-        has_negative = items.add(negative.any(1).long()) > 0
-        return items.log_sum_exp(items.positive | negative) - attract, has_negative, (~has_negative).sum()
+        has_negative = items.any(negative.any(1))
+        return items.log_sum_exp(items.positive | negative) - attract, has_negative, (items.any(items.there) & ~has_negative).sum()

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import gather
+from brainspeech import host
+
+from . import gather, masks
+from .base import Checks
 
 DUPLICATES = ("ignore", "negative", "positive", "error")
 
@@ -63,12 +66,13 @@ def collect(estimates: Tensor, candidates: Tensor, row_ids: Tensor | None, col_i
         candidates = gather.columns(candidates.to(device), n_cols)
     made_rows, made_cols, place = _numbers(n_rows, n_cols)
     if row_ids is None:
-        return Pool(candidates, made_rows.to(device), made_cols.to(device), place.to(device), n_rows, n_cols, False, spread)
+        row_ids, col_ids = host.upload(made_rows, device), host.upload(made_cols, device)
+        return Pool(candidates, row_ids, col_ids, host.upload(place, device), n_rows, n_cols, False, spread)
     row_ids = row_ids.to(device)
     col_ids = row_ids if col_ids is None else col_ids.to(device)
     if spread:
         row_ids, col_ids = gather.values(row_ids, n_rows), gather.values(col_ids, n_cols)
-    return Pool(candidates, row_ids, col_ids, place.to(device), n_rows, n_cols, True, spread)
+    return Pool(candidates, row_ids, col_ids, host.upload(place, device), n_rows, n_cols, True, spread)
 
 
 def _numbers(n_rows: list[int], n_cols: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +89,7 @@ def _numbers(n_rows: list[int], n_cols: list[int]) -> tuple[Tensor, Tensor, Tens
     return torch.arange(sum(n_rows)), torch.tensor(cols, dtype=torch.int64), torch.tensor(place, dtype=torch.int64)
 
 
-def split(same: Tensor, pool: Pool, duplicates: str) -> tuple[Tensor, Tensor]:
+def split(same: Tensor, pool: Pool, duplicates: str, checks: Checks) -> tuple[Tensor, Tensor]:
     """Split the entries of the score matrix into positives and negatives; an entry in neither is ignored.
 
     Parameters
@@ -95,61 +99,61 @@ def split(same: Tensor, pool: Pool, duplicates: str) -> tuple[Tensor, Tensor]:
     pool : Pool
     duplicates : {"ignore", "negative", "positive", "error"}
         What the columns are that are the same as a row, but not its own.
-
-    Raises
-    ------
-    ValueError
-        If a row has no column, or an id is repeated under "error".
+    checks : Checks
+        Of a column for each row, and of repeated ids under "error".
     """
-    own = own_columns(same[:, : len(pool.col_ids)], pool)
+    own = own_columns(same[:, : len(pool.col_ids)], pool, checks)
     if duplicates == "error":
-        _refuse_repeats("row_ids", pool.row_ids)
-        _refuse_repeats("col_ids", pool.col_ids)
+        _refuse_repeats("row_ids", pool.row_ids, checks)
+        _refuse_repeats("col_ids", pool.col_ids, checks)
     if duplicates == "positive":
         return same, ~same
     positive = torch.zeros_like(same).scatter(1, own[:, None], True)
     return positive, ~positive if duplicates == "negative" else ~same
 
 
-def own_columns(same: Tensor, pool: Pool) -> Tensor:
-    """Choose each row's own column (B,): the one in its place if that is the same as the row, else the first that is.
-
-    Raises
-    ------
-    ValueError
-        If a row has no column.
-    """
+def own_columns(same: Tensor, pool: Pool, checks: Checks) -> Tensor:
+    """Choose each row's own column (B,): the one in its place if that is the same as the row, else the first that is."""
     if not len(same):  # one process's part of a batch may be empty
         return pool.place
     without = ~same.any(1)
-    if bool(without.any()):
+
+    def error() -> ValueError:
         missing = pool.row_ids[without].unique().tolist()
-        raise ValueError(f"{len(missing)} ids of the estimates have no candidate, among them {missing[:5]}.")
+        return ValueError(f"{len(missing)} ids of the estimates have no candidate, among them {missing[:5]}.")
+
+    checks.refuse(without, error)
     in_place = (pool.place >= 0) & same.gather(1, pool.place.clamp(min=0)[:, None])[:, 0]
     return torch.where(in_place, pool.place, same.int().argmax(1))
 
 
-def _refuse_repeats(what: str, ids: Tensor) -> None:
-    unique, counts = ids.unique(return_counts=True)
-    repeated = unique[counts > 1].tolist()
-    if repeated:
-        raise ValueError(
+def occurrence(ids: Tensor) -> Tensor:
+    """Number the occurrences of each id from 0, in their order."""
+    return masks.same_id(ids, ids).tril(-1).sum(1)
+
+
+def _refuse_repeats(what: str, ids: Tensor, checks: Checks) -> None:
+    again = occurrence(ids) > 0
+
+    def error() -> ValueError:
+        repeated = ids[again].unique().tolist()
+        return ValueError(
             f'duplicates="error" expects each id once, got {len(repeated)} repeated in {what}, among them {repeated[:5]}. '
             'Draw batches of distinct segments, or choose "ignore", "negative" or "positive".'
         )
 
+    checks.refuse(again, error)
 
-def refuse_queued(row_ids: Tensor, queued: Tensor) -> None:
-    """Refuse rows whose id is in the queue.
 
-    Raises
-    ------
-    ValueError
-        If there is one.
-    """
-    repeated = row_ids[torch.isin(row_ids, queued.to(row_ids.device))].unique().tolist()
-    if repeated:
-        raise ValueError(
+def refuse_queued(row_ids: Tensor, queued: Tensor, checks: Checks) -> None:
+    """Refuse rows whose id is in the queue."""
+    there = masks.same_id(row_ids, queued.to(row_ids.device)).any(1)
+
+    def error() -> ValueError:
+        repeated = row_ids[there].unique().tolist()
+        return ValueError(
             f'duplicates="error" expects no id of a row in the queue, got {len(repeated)}, among them {repeated[:5]}. '
             'Make the queue shorter than an epoch, or choose "ignore", "negative" or "positive".'
         )
+
+    checks.refuse(there, error)

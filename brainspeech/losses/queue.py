@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from brainspeech.host import Count
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -52,10 +54,12 @@ class CandidateQueue(nn.Module):
         self.register_buffer("features", torch.zeros(*shape, dtype=DTYPES[dtype]))
         self.register_buffer("ids", torch.zeros(shape[0], dtype=torch.int64))
         self.register_buffer("n_filled", torch.zeros((), dtype=torch.int64))
+        self._count = Count()
+        self._count.note(self.n_filled, 0)
 
     def content(self) -> tuple[Tensor, Tensor]:
         """Give the candidates (n, F, T) that are there, the oldest first, and their ids (n,)."""
-        empty = len(self.ids) - int(self.n_filled)
+        empty = len(self.ids) - self._count.read(self.n_filled)
         return self.features[empty:], self.ids[empty:]
 
     def check(self, candidates: Tensor) -> None:
@@ -78,4 +82,6 @@ class CandidateQueue(nn.Module):
         new = candidates.detach()[-room:].to(self.features)
         self.features = torch.cat([self.features[len(new) :], new])
         self.ids = torch.cat([self.ids[len(new) :], ids[-room:].to(self.ids)])
+        n_filled = min(self._count.read(self.n_filled) + len(new), room)
         self.n_filled = (self.n_filled + len(new)).clamp(max=room)
+        self._count.note(self.n_filled, n_filled)

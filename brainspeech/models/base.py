@@ -6,13 +6,20 @@ subject (B,) in 0..S-1 or -1 for a subject that was not in the training set, cha
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from brainspeech.host import Known, at_hand
+
 
 class Encoder(nn.Module):
     """Map signal (B, C, T), positions (B, C, 2), subject (B,) and channel_mask (B, C) to an estimate (B, F, T).
+
+    One whose forward has the keyword ``known`` is given what the host knows of a batch (``host.Known``), and gives it on to layers that
+    would otherwise look at the numbers of positions and subjects, for which a GPU has to be waited for.
 
     Attributes
     ----------
@@ -60,13 +67,39 @@ def silence_absent(signal: Tensor, channel_mask: Tensor | None) -> Tensor:
     return signal if channel_mask is None else signal.masked_fill(~channel_mask.bool()[:, :, None], 0.0)
 
 
-def check_subjects(subject: Tensor, n_subjects: int) -> bool:
-    """Raise ValueError where an index is neither -1 nor in the table; True if a subject of the batch is unseen (-1)."""
+def check_subjects(subject: Tensor, n_subjects: int, known: Known | None = None) -> bool:
+    """Raise ValueError where an index is neither -1 nor in the table; True if a subject of the batch may be unseen (-1).
+
+    Of indices on a GPU of which nothing is known beforehand, it says True without a look.
+    """
     if subject.numel() == 0:
         return False
-    low, high = (int(bound) for bound in subject.aminmax())
+    if known is None and not at_hand(subject):
+        return True
+    low, high = (int(bound) for bound in subject.aminmax()) if known is None else known.subjects
     if low < -1 or high >= n_subjects:
         raise ValueError(
             f"Subject indices must lie in 0..{n_subjects - 1}, or be -1 for a subject that was not in the training set, got {low}..{high}."
         )
     return low < 0
+
+
+def takes_known(encoder: Callable[..., Tensor]) -> bool:
+    """Whether an encoder's forward has the keyword ``known``; one that is compiled or wrapped says what the encoder inside says."""
+    parameters = inspect.signature(getattr(encoder, "forward", encoder)).parameters
+    if "known" in parameters:
+        return True
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    inner = getattr(encoder, "_orig_mod", None) or getattr(encoder, "module", None)
+    return passes_on and isinstance(inner, nn.Module) and takes_known(inner)
+
+
+def estimator(encoder: Callable[..., Tensor]) -> Callable[[Any], Tensor]:
+    """Give the function that calls an encoder with a ``Batch``; whether it takes ``known`` is found out here, once."""
+    takes = takes_known(encoder)
+
+    def estimate(batch: Any) -> Tensor:
+        keywords = {"known": getattr(batch, "known", None)} if takes else {}
+        return encoder(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask, **keywords)
+
+    return estimate

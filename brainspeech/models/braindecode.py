@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from brainspeech.host import Known
+
 from .base import Encoder, check_inputs, check_subjects, silence_absent
 from .layers import SubjectLayer
 
@@ -116,7 +118,9 @@ class BraindecodeEncoder(Encoder):
         self.interpolation: Tensor
         self.register_buffer("interpolation", _interpolate(centres, n_times), persistent=False)
 
-    def forward(self, signal: Tensor, positions: Tensor, subject: Tensor, channel_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, signal: Tensor, positions: Tensor, subject: Tensor, channel_mask: Tensor | None = None, known: Known | None = None
+    ) -> Tensor:
         """Estimate the features (B, F, T); shapes as in ``Encoder``, masked channels count as 0.
 
         Raises
@@ -125,7 +129,7 @@ class BraindecodeEncoder(Encoder):
             If shapes disagree with each other or with those that the network was built for, or a subject is not in the table.
         """
         check_inputs(signal, positions, subject, channel_mask)
-        check_subjects(subject, self.n_subjects)
+        check_subjects(subject, self.n_subjects, known)
         if tuple(signal.shape[1:]) != (self.n_channels, self.n_times):
             raise ValueError(
                 f"This network was built for {self.n_channels} channels and {self.n_times} samples, got {tuple(signal.shape[1:])}; "
@@ -133,7 +137,7 @@ class BraindecodeEncoder(Encoder):
             )
         hidden = silence_absent(signal, channel_mask)
         if self.subject_layer is not None:
-            hidden = self.subject_layer(hidden, subject)
+            hidden = self.subject_layer(hidden, subject, known)
         values = self.network(hidden)
         if self.time_axis == "given":
             values = values.unflatten(1, (self.width, -1))  # (B, width, n_knots)

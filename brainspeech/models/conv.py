@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from brainspeech.host import Known
+
 from .base import Encoder, check_inputs, silence_absent
 from .layers import Conv1d, SpatialAttention, SubjectEmbedding, SubjectLayer, lay_out, stack_blocks
 
@@ -140,7 +142,9 @@ class ConvEncoder(Encoder):
         """The largest number of real channels without a position in any segment seen so far."""
         return 0 if self.spatial_attention is None else self.spatial_attention.n_unplaced
 
-    def forward(self, signal: Tensor, positions: Tensor, subject: Tensor, channel_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, signal: Tensor, positions: Tensor, subject: Tensor, channel_mask: Tensor | None = None, known: Known | None = None
+    ) -> Tensor:
         """Estimate the features.
 
         Parameters
@@ -154,6 +158,8 @@ class ConvEncoder(Encoder):
             -1 for a subject that was not in the training set.
         channel_mask : Tensor, shape (B, C), optional
             True = there.
+        known : Known, optional
+            What the host knows of the batch; the estimate is the same without.
 
         Returns
         -------
@@ -166,7 +172,7 @@ class ConvEncoder(Encoder):
         """
         check_inputs(signal, positions, subject, channel_mask)
         if self.spatial_attention is not None:
-            hidden = self.spatial_attention(signal, positions, channel_mask)
+            hidden = self.spatial_attention(signal, positions, channel_mask, known)
         else:
             if signal.shape[1] != self.n_channels:
                 raise ValueError(f"Without spatial attention the encoder takes {self.n_channels} channels, got {signal.shape[1]}.")
@@ -174,6 +180,6 @@ class ConvEncoder(Encoder):
         if self.initial is not None:
             hidden = self.initial(hidden)
         if self.subject_layer is not None:
-            hidden = self.subject_layer(hidden, subject)
+            hidden = self.subject_layer(hidden, subject, known)
         hidden = self.blocks(lay_out(hidden))
         return (hidden if self.head is None else self.head(hidden)).contiguous()

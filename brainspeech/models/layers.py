@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from brainspeech import processes
+from brainspeech.host import Known
+
 from .base import check_subjects
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ class SpatialAttention(nn.Module):
         self.n_harmonics = n_harmonics
         self.dropout_radius = dropout_radius
         self.n_unplaced = 0
+        self.shared_centre = False  # by processes that train on one batch (models.synchronised)
 
     def embed(self, positions: Tensor) -> Tensor:
         """Embed positions (P, 2) as cosines and sines (P, 2 x n_harmonics**2)."""
@@ -104,8 +108,10 @@ class SpatialAttention(nn.Module):
         total = (phase_x[:, :, None] + phase_y[:, None, :]).flatten(1)
         return torch.cat([total.cos(), total.sin()], dim=1)
 
-    def find_layouts(self, positions: Tensor, channel_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Find the distinct layouts of a batch.
+    def find_layouts(
+        self, positions: Tensor, channel_mask: Tensor | None, known: Known | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Find the distinct layouts of a batch; where they are known beforehand, without a look at positions and mask.
 
         Returns
         -------
@@ -121,6 +127,11 @@ class SpatialAttention(nn.Module):
         ValueError
             If none of a segment's channels can take part.
         """
+        if known is not None:
+            self._count_unplaced(known.n_unplaced)
+            if known.nowhere >= 0:
+                raise _nowhere(known.nowhere, positions.shape[1])
+            return known.points[known.place], known.available, None if len(known.place) == 1 else known.layout
         placed = ~positions.isnan().any(2)
         available = placed
         if channel_mask is not None:
@@ -128,11 +139,7 @@ class SpatialAttention(nn.Module):
             available = placed & present
             self._count_unplaced(int((present & ~placed).sum(1).max()))
         if not bool(available.any(1).all()):
-            segment = int((~available.any(1)).nonzero()[0, 0])
-            raise ValueError(
-                f"Segment {segment} of the batch: spatial attention needs at least one channel with a position, got none among "
-                f"{positions.shape[1]}. Give the recording its montage, for instance PreprocessConfig(positions='biosemi128')."
-            )
+            raise _nowhere(int((~available.any(1)).nonzero()[0, 0]), positions.shape[1])
         n_channels = positions.shape[1]
         # (B, 3C): everything that the weights depend on
         key = torch.cat([positions.float().masked_fill(~available[:, :, None], 0.0).flatten(1), available.float()], dim=1)
@@ -148,28 +155,45 @@ class SpatialAttention(nn.Module):
             logger.warning("Up to %d channels have no position: they take no part in spatial attention.", n_unplaced)
             self.n_unplaced = n_unplaced
 
-    def attend(self, positions: Tensor, available: Tensor) -> Tensor:
+    def _draw_centre(self, device: torch.device) -> Tensor:
+        """Draw the place that is left out (2,): each process its own, or all the first one's."""
+        centre = torch.rand(2, device=device)
+        if self.shared_centre:
+            processes.hand_out([centre])
+        return centre
+
+    def attend(self, positions: Tensor, available: Tensor, known: Known | None = None) -> Tensor:
         """Compute the weights (L, V, C) of layouts (L, C, 2) with available channels (L, C)."""
         if self.training and self.dropout_radius > 0:
-            centre = torch.rand(2, device=positions.device)
+            centre = self._draw_centre(positions.device)
             kept = available & ((positions - centre).norm(dim=2) > self.dropout_radius)
             available = torch.where(kept.any(1, keepdim=True), kept, available)
         with torch.autocast(positions.device.type, enabled=False):
             if len(positions) == 1:
                 scores = (self.heads.float() @ self.embed(positions[0]).T)[None]
             else:  # layouts often share positions and differ in the mask: embed each position once
-                distinct, index = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
+                if known is None:
+                    distinct, index = torch.unique(positions.flatten(0, 1), dim=0, return_inverse=True)
+                else:
+                    distinct, index = known.points, known.place.flatten()
                 scores = self.heads.float() @ self.embed(distinct).T
                 scores = scores[:, index].unflatten(1, available.shape).transpose(0, 1)  # (L, V, C)
             return scores.masked_fill(~available[:, None, :], -torch.inf).softmax(2)
 
-    def forward(self, signal: Tensor, positions: Tensor, channel_mask: Tensor | None = None) -> Tensor:
+    def forward(self, signal: Tensor, positions: Tensor, channel_mask: Tensor | None = None, known: Known | None = None) -> Tensor:
         """Map signal (B, C, T) to virtual channels (B, V, T). Without a mask, a NaN position means that there is no such channel."""
-        layout_positions, available, layout = self.find_layouts(positions, channel_mask)
-        weights = self.attend(layout_positions, available)
+        layout_positions, available, layout = self.find_layouts(positions, channel_mask, known)
+        weights = self.attend(layout_positions, available, known)
         if layout is None:
             return weights[0].to(signal.dtype) @ signal
         return torch.bmm(weights.to(signal.dtype).index_select(0, layout), signal)
+
+
+def _nowhere(segment: int, n_channels: int) -> ValueError:
+    return ValueError(
+        f"Segment {segment} of the batch: spatial attention needs at least one channel with a position, got none among "
+        f"{n_channels}. Give the recording its montage, for instance PreprocessConfig(positions='biosemi128')."
+    )
 
 
 class SubjectTable(nn.Module):
@@ -193,16 +217,17 @@ class SubjectTable(nn.Module):
         self.dropout = dropout
         self.weight = nn.Parameter(entries)
 
-    def select(self, subject: Tensor) -> Tensor:
+    def select(self, subject: Tensor, known: Known | None = None) -> Tensor:
         """Give the entry of each segment's subject (B, ...)."""
-        unseen = check_subjects(subject, self.n_subjects)
+        unseen = check_subjects(subject, self.n_subjects, known)
         if self.generic and self.training and self.dropout > 0:
             subject = subject.masked_fill(torch.rand(subject.shape, device=subject.device) < self.dropout, -1)
         table: Tensor = self.weight
         if unseen and not self.generic:
             table = torch.cat([table, table.mean(0, keepdim=True)])
-        # index_select, not indexing: its backward is far faster on a CPU
-        return table.index_select(0, torch.where(subject < 0, self.n_subjects, subject))
+        # -1 alone, so that any other index outside the table, where nobody checked them, fails. index_select, not indexing: its backward
+        # is far faster on a CPU.
+        return table.index_select(0, torch.where(subject == -1, self.n_subjects, subject))
 
 
 def _check_n_subjects(n_subjects: int) -> None:
@@ -228,9 +253,9 @@ class SubjectLayer(SubjectTable):
         entries = torch.randn(n_subjects + generic, n_inputs, n_outputs) / math.sqrt(n_inputs)
         super().__init__(entries, generic=generic, dropout=dropout)
 
-    def forward(self, signal: Tensor, subject: Tensor) -> Tensor:
+    def forward(self, signal: Tensor, subject: Tensor, known: Known | None = None) -> Tensor:
         """Map signal (B, n_inputs, T) to (B, n_outputs, T)."""
-        return torch.bmm(self.select(subject).transpose(1, 2).to(signal.dtype), signal)
+        return torch.bmm(self.select(subject, known).transpose(1, 2).to(signal.dtype), signal)
 
 
 class SubjectEmbedding(SubjectTable):
@@ -249,9 +274,9 @@ class SubjectEmbedding(SubjectTable):
         _check_n_subjects(n_subjects)
         super().__init__(torch.randn(n_subjects + generic, size), generic=generic, dropout=dropout)
 
-    def forward(self, signal: Tensor, subject: Tensor) -> Tensor:
+    def forward(self, signal: Tensor, subject: Tensor, known: Known | None = None) -> Tensor:
         """Map signal (B, C, T) to (B, C + size, T)."""
-        vector = self.select(subject).to(signal.dtype)
+        vector = self.select(subject, known).to(signal.dtype)
         return torch.cat([signal, vector[:, :, None].expand(-1, -1, signal.shape[2])], dim=1)
 
 

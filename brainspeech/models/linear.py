@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from brainspeech import similarity
+from brainspeech.host import Known
 
 from .base import Encoder, check_inputs, check_subjects, silence_absent
 from .layers import SubjectLayer
@@ -69,11 +70,13 @@ class LinearClip(Encoder):
         self.mix = SubjectLayer(n_subjects, n_channels, rank)
         self.filter = nn.Conv1d(rank, n_features, len(self.lags), dilation=step)
 
-    def forward(self, signal: Tensor, positions: Tensor, subject: Tensor, channel_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, signal: Tensor, positions: Tensor, subject: Tensor, channel_mask: Tensor | None = None, known: Known | None = None
+    ) -> Tensor:
         """Estimate the features (B, F, T); shapes as in ``Encoder``. ValueError if they disagree or a subject is not in the table."""
         check_inputs(signal, positions, subject, channel_mask)
         _check_channels(signal, self.n_channels)
-        components = self.mix(silence_absent(signal, channel_mask), subject)
+        components = self.mix(silence_absent(signal, channel_mask), subject, known)
         return self.filter(functional.pad(components, (-self.lags[0], self.lags[-1])))
 
 

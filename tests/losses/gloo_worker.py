@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
 import torch.distributed as dist
 
-from brainspeech import losses
+from brainspeech import host, losses
 
 N_FEATURES = 4
 
@@ -19,13 +21,15 @@ def stop():
     dist.destroy_process_group()
 
 
-def steps(name, options, batches, *, gather, trained):
+def steps(name, options, batches, *, gather, trained, blind=False):
     """Run a linear encoder of M/EEG, and one of speech that may be trained, through some batches.
 
     Parameters
     ----------
     batches : list of dict
         For each step: estimates, candidates, row_ids, col_ids (None: no ids).
+    blind : bool
+        Look at no number of a tensor, as on a GPU.
 
     Returns
     -------
@@ -42,7 +46,8 @@ def steps(name, options, batches, *, gather, trained):
         estimates, candidates = (
             torch.einsum("fg,bgt->bft", encoder, batch[what]) for encoder, what in zip(encoders, ("estimates", "candidates"), strict=True)
         )
-        output = loss(estimates, candidates, row_ids=batch["row_ids"], col_ids=batch["col_ids"])
+        with mock.patch("brainspeech.host.at_hand", (lambda tensor: False) if blind else host.at_hand):
+            output = loss(estimates, candidates, row_ids=batch["row_ids"], col_ids=batch["col_ids"])
         total, logs = total + output.loss, output.logs
         values.append(output.loss.item())
     gradients = torch.autograd.grad(total, parameters)

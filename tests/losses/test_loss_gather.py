@@ -62,10 +62,10 @@ def split(batch, at):
     return [{key: None if value is None else value[piece] for key, value in batch.items()} for piece in (slice(at), slice(at, None))]
 
 
-def compare(two, name, options, batches, parts, *, trained):
+def compare(two, name, options, batches, parts, *, trained, blind=False):
     """Check that both processes, on their parts of each batch, give what one gives on whole batches."""
     alone = gloo_worker.steps(name, options, batches, gather=False, trained=trained)
-    for result in two(gloo_worker.steps, each=[(name, options, own) for own in parts], gather=True, trained=trained):
+    for result in two(gloo_worker.steps, each=[(name, options, own) for own in parts], gather=True, trained=trained, blind=blind):
         assert result["losses"] == pytest.approx(alone["losses"], abs=1e-12, rel=0)
         assert result["logs"] == pytest.approx(alone["logs"])
         for got, expected in zip(result["gradients"], alone["gradients"], strict=True):
@@ -85,6 +85,13 @@ def test_two_processes_are_one(two, name, options, trained):
     cut = [split(batches[0], 4), split(batches[1], 5)]
     alone = compare(two, name, options, batches, [[pair[rank] for pair in cut] for rank in range(2)], trained=trained)
     assert any(np.abs(gradient).max() > 1e-3 for gradient in alone["gradients"])
+
+
+@presets
+def test_two_processes_that_look_at_no_number_are_one_that_does(two, name, options):
+    batches = [make_batch(7, step, ids=True) for step in range(2)]
+    cut = [split(batches[0], 4), split(batches[1], 5)]
+    compare(two, name, options, batches, [[pair[rank] for pair in cut] for rank in range(2)], trained=False, blind=True)
 
 
 @pytest.mark.parametrize("name", ["clip", "clip_symmetric", "simclr", "siglip", "isogclr", "mse", "mv_infonce"])

@@ -166,7 +166,7 @@ def test_attention_is_computed_once_per_distinct_layout(n_layouts):
     torch.manual_seed(0)
     attention, batches = SpatialAttention(6, n_harmonics=4), []
     inner = attention.attend
-    attention.attend = lambda positions, available: batches.append(len(positions)) or inner(positions, available)
+    attention.attend = lambda positions, *rest: batches.append(len(positions)) or inner(positions, *rest)
     positions = torch.rand(n_layouts, 9, 2)[torch.arange(12) % n_layouts]
     with LargestEmbedding(32) as embedding:
         attention(torch.randn(12, 9, 5), positions, torch.ones(12, 9, dtype=torch.bool))
