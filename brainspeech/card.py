@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from brainspeech import manifests
+from brainspeech import manifests, naming
 
 # The entries of a report that a card says something about.
 KEPT = ("title", "n_candidates", "n_windows", "chance", "subjects", "blocks", "folds", "seeds", "warnings")
 KEPT_OF_ROW = ("median_rank", "p_above_chance", "p_above_shuffled", "control", "meaning")
-SECTIONS = ("preprocess", "segments", "feature", "context", "batches", "model", "loss", "train")
+SECTIONS = ("preprocess", "segments", "feature", "context", "batches", "model", "target_encoder", "loss", "train")
 
 
 def condense(report: Mapping[str, Any], *, alarms: Iterable[str] = ()) -> dict[str, Any]:
@@ -66,7 +66,8 @@ def model_card(
     Parameters
     ----------
     config : mapping
-        ``hub.Saved.config``, or what is about to be saved: model, model_config, recipe, subjects, ch_names, ch_types.
+        ``hub.Saved.config``, or what is about to be saved: model, model_config, recipe, subjects, ch_names, ch_types; and, where there are
+        any, target_encoder and classes.
     report : mapping, optional
         What ``condense`` gave.
     name : str
@@ -91,10 +92,10 @@ def model_card(
     lines += ["Please cite:", "", "```bibtex", manifests.load(dataset).citation.strip(), "```", ""] if dataset in manifests.names() else []
     lines += _counts(config, report)
     lines += _licence(dataset, licence)
-    lines += ["## How well", "", *_results(report)]
+    lines += ["## How well", "", *_results(report), *_which(recipe, report)]
     lines += ["## How it was trained", "", *_constants(recipe), ""]
     lines += ["## Where it ends", "", *_limits(config, report), ""]
-    lines += ["## How to use it", "", *_usage(config), ""]
+    lines += ["## How to use it", "", *_needs(config), *_usage(config), ""]
     if report:
         kept = {key: value for key, value in report["provenance"].items() if key != "feature"}
         lines += ["## Provenance", "", "```json", json.dumps(kept, indent=1, ensure_ascii=False), "```", ""]
@@ -129,10 +130,17 @@ def _what(config: Mapping[str, Any]) -> list[str]:
     recipe = config["recipe"]
     sections = recipe["segments"]
     kinds = ", ".join(config.get("ch_types", [])) or "M/EEG"
+    n_estimated = config["model_config"].get("n_features", "")
+    feature = f"(`{recipe['feature']['name']}`) of the speech that was heard"
+    estimated = f"the {n_estimated} features {feature}"
+    if target := config.get("target_encoder"):
+        estimated = (
+            f"{n_estimated} numbers, at every moment, that an audio encoder (`{target['name']}`), trained jointly with it and a part of "
+            f"these weights, makes of the {target['config'].get('n_features', '')} features {feature}"
+        )
     return [
         f"An encoder (`{config['model']}`) that estimates, from {sections['tmax'] - sections['tmin']:g} s of {kinds} in "
-        f"{len(config['ch_names'])} channels, the {config['model_config'].get('n_features', '')} features (`{recipe['feature']['name']}`) "
-        "of the speech that was heard. The estimate ranks candidate segments of speech; it is no text.",
+        f"{len(config['ch_names'])} channels, {estimated}. The estimate ranks candidate segments of speech; it is no text.",
         "",
     ]
 
@@ -174,10 +182,27 @@ def _results(report: Mapping[str, Any] | None) -> list[str]:
     return [*lines, "", *(f"- `{name}`: {row['meaning']}" for name, row in report["rows"].items() if row.get("meaning")), ""]
 
 
+def _which(recipe: Mapping[str, Any], report: Mapping[str, Any] | None) -> list[str]:
+    """Say of which fold and which seed the weights are, and what the figures are of."""
+    seed = recipe["seeds"][0]
+    n_folds, n_seeds = ((report.get("folds") or 1), len(report.get("seeds") or [seed])) if report else (1, 1)
+    if n_folds == n_seeds == 1:
+        return [f"The weights are those of the only fold and the only seed, {seed}" + (": the figures are theirs." if report else "."), ""]
+    of = [f"fold 1 of {n_folds}" if n_folds > 1 else "the only fold", f"seed {seed}" + (f", the first of {n_seeds}" if n_seeds > 1 else "")]
+    over = [f"all {n_folds} folds"] * (n_folds > 1) + [f"all {n_seeds} seeds"] * (n_seeds > 1)
+    said = f"The weights are those of {of[0]} and of {of[1]}. The figures above are over {' and '.join(over)}, not of these weights alone."
+    if n_folds > 1:
+        seen = "listeners" if recipe.get("folds") == "leave_subject_out" else "speech"
+        said += f" Each fold was tested on {seen} that its own training did not see; these weights have seen {seen} of other folds' tests."
+    return [said, ""]
+
+
 def _constants(recipe: Mapping[str, Any]) -> list[str]:
     lines = ["| constant | value |", "| --- | --- |"]
     for section in SECTIONS:
-        value = recipe[section]
+        value = recipe.get(section)
+        if value is None:
+            continue
         if isinstance(value, Mapping) and set(value) == {"name", "options"}:
             value = {"name": value["name"], **value["options"]}
         for key, entry in value.items() if isinstance(value, Mapping) else [("", value)]:
@@ -203,13 +228,30 @@ def _limits(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> list
     return [f"- {text}" for text in [*lines, *(w for w in (report or {}).get("warnings", []) if w not in (report or {})["alarms"])]]
 
 
+def _needs(config: Mapping[str, Any]) -> list[str]:
+    """Name the classes that whoever uses the weights has to have, and where they come from."""
+    if not config.get("classes"):
+        return []
+    lines = ["Classes of its authors' own are needed, which are not in these files: no code is. Get them first, and read them.", ""]
+    for entry in config["classes"]:
+        origin = entry["origin"] or "where it comes from was not known when this was written"
+        use = " Only new candidates need it." if entry["what"] == "feature" else ""
+        lines.append(f"- {entry['what']} `{entry['name']}`: {origin}.{use}")
+    return [*lines, ""]
+
+
 def _usage(config: Mapping[str, Any]) -> list[str]:
     recipe = config["recipe"]
     sfreq, duration = recipe["preprocess"]["sfreq"], recipe["segments"]["tmax"] - recipe["segments"]["tmin"]
+    own = list(dict.fromkeys(naming.how_to_import(entry["name"]) for entry in config.get("classes", [])))
+    modules = [line for line in own if line.startswith("import ")]
     return [
         "```python",
+        *["import brainspeech.recipe"] * any(line.startswith("brainspeech.recipe.") for line in own),
+        *modules,
         "from brainspeech import SpeechDecoder",
         "",
+        *(line for line in own if line not in modules),
         'decoder = SpeechDecoder.from_pretrained("owner/name")  # or a folder',
         f"estimates = decoder.predict(windows)  # (n, {len(config['ch_names'])}, {round(duration * sfreq)}) at {sfreq:g} Hz, or mne.Epochs",
         "```",

@@ -6,16 +6,17 @@
     decoder.fit(dataset)
     decoder.score()  # top-10 accuracy on the test windows
 
-Everything it does is done by the rooms that a recipe's run goes through: the same segments, batches, training and scores.
+Everything it does is done by the rooms that a recipe's run goes through: the same segments, batches, training and scores. What a saved
+folder can do, without a fit, is in ``pretrained``.
 
-Shapes: n windows, N candidates, C channels, F features, T times after the lag is cut; T_w samples of a whole window.
+Shapes: n windows, N candidates, C channels, F features, G features of an estimate (F but with a target encoder), T times after the lag is
+cut; T_w samples of a whole window.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,23 +26,22 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from brainspeech import card, datasets, evaluate, features, flow, given, hub, losses, retrieval, rows, segments
+from brainspeech import card, datasets, evaluate, features, flow, given, hub, naming, retrieval, rows, segments
 from brainspeech import recipe as recipes
 from brainspeech import report as reports
-from brainspeech.batches import BatchConfig, Scale, SegmentDataset, Statistics, borrow_scale, fit_scale
+from brainspeech.batches import BatchConfig
 from brainspeech.cache import Cache
 from brainspeech.parameters import CHOICES, CONFIGS, Parameters, as_choice
-from brainspeech.preprocess import PreprocessConfig, preprocess
+from brainspeech.preprocess import PreprocessConfig
+from brainspeech.pretrained import Pretrained, Tracks, own_classes
 from brainspeech.provenance import provenance
 from brainspeech.recipe import Choice, Recipe
-from brainspeech.records import SPLITS, FeatureTrack, Segment, Signal, Span
+from brainspeech.records import SPLITS, Segment, Signal, Span
 from brainspeech.segments import SegmentConfig
 from brainspeech.timing import to_samples
 from brainspeech.train import TrainConfig
 
 DEFAULTS = Recipe(name="decoder", title="", dataset=Choice("arrays"))
-
-Tracks = Mapping[tuple[str, float, float], FeatureTrack]
 
 
 class SpeechDecoder(Parameters):
@@ -57,6 +57,8 @@ class SpeechDecoder(Parameters):
         begins with weights of its own.
     feature : str, Choice or Feature
         What is estimated.
+    target_encoder : str, Choice, or what ``models.build_target`` made, optional
+        A network that is trained jointly with the encoder and turns the feature into what is estimated, such as ``deep_mel``.
     context : {"block", "window"}
         What a feature may hear.
     preprocess, segments, batches, train : config
@@ -71,6 +73,7 @@ class SpeechDecoder(Parameters):
     Attributes
     ----------
     encoder_, loss_ : nn.Module
+        With a target encoder, it is a part of the loss.
     subjects_ : tuple of str
         Of the training.
     ch_names_ : tuple of str
@@ -98,6 +101,7 @@ class SpeechDecoder(Parameters):
         model: Any = DEFAULTS.model,
         loss: Any = DEFAULTS.loss,
         feature: Any = DEFAULTS.feature,
+        target_encoder: Any = DEFAULTS.target_encoder,
         context: str = DEFAULTS.context,
         preprocess: PreprocessConfig = DEFAULTS.preprocess,
         segments: SegmentConfig = DEFAULTS.segments,
@@ -110,6 +114,7 @@ class SpeechDecoder(Parameters):
         self.model = model
         self.loss = loss
         self.feature = feature
+        self.target_encoder = target_encoder
         self.context = context
         self.preprocess = preprocess
         self.segments = segments
@@ -136,13 +141,8 @@ class SpeechDecoder(Parameters):
         """
         recipe = recipes.load(recipe) if isinstance(recipe, str) else recipe
         recipe = recipes.settle(recipes.change(recipe, settings))
-        if getattr(recipe, "target_encoder", None) is not None:
-            raise ValueError(f"{recipe.name}: a decoder has no target_encoder; run the recipe itself (flow.run).")
         values = {name: getattr(recipe, name) for name in (*CHOICES, "context", *CONFIGS)}
         return cls(**values, seed=recipe.seeds[0])
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "encoder_")
 
     def _recipe(self, **changes: Any) -> Recipe:
         """Give the parameters as a recipe."""
@@ -219,6 +219,9 @@ class SpeechDecoder(Parameters):
             return self._fit_segments(self._recipe(), data, signals, tracks, fill, out=out, progress=progress)
         if targets is None:
             raise ValueError(f"Expected a Dataset, segments, or windows with targets, got {type(data).__name__} and no targets.")
+        targets = np.asarray(targets)
+        if targets.dtype.kind not in "fiu" or not np.isfinite(targets).all():
+            raise ValueError(f"Targets must be finite numbers, (n, F, n_frames), got {targets.dtype} {targets.shape}; are there NaN?")
         recipe = self._recipe(feature=Choice("precomputed"))
         rate = recipe.preprocess.sfreq
         options: dict[str, Any] = {"ch_types": ch_types, "from_sfreq": sfreq, "montage": recipe.preprocess.positions}
@@ -231,7 +234,7 @@ class SpeechDecoder(Parameters):
         length = round(windows.data.shape[2] / rate, 6)
         recipe = dataclasses.replace(recipe, segments=dataclasses.replace(recipe.segments, tmin=0.0, tmax=length, sfreq=rate))
         options = {"subject": subject, "stimuli": stimuli, "blocks": blocks}
-        segs, signals, tracks = given.with_targets(windows, np.asarray(targets), recipe.segments, **options)
+        segs, signals, tracks = given.with_targets(windows, targets, recipe.segments, **options)
         return self._fit_segments(recipe, segs, signals, tracks, 0.0, out=out, progress=progress)
 
     def _fit_dataset(self, dataset: datasets.Dataset, cache: Cache, subjects: str, out: Any, progress: bool) -> Self:
@@ -365,140 +368,19 @@ class SpeechDecoder(Parameters):
 
         Returns
         -------
-        array of float32, shape (n, F, T)
+        array of float32, shape (n, G, T)
 
         Raises
         ------
         ValueError
             If windows have another length, no channel is known, or the signal is in another unit.
         """
-        dataset = self._dataset(signal, subject, recording, onsets, ch_names, sfreq, refit)
-        return self._estimate(dataset, batch_size)
-
-    def _dataset(
-        self,
-        signal: Any,
-        subject: Any,
-        recording: str | None,
-        onsets: Sequence[float] | None,
-        ch_names: Sequence[str] | None,
-        sfreq: float | None,
-        refit: bool,
-    ) -> SegmentDataset:
-        """Put windows that are given where windows of a training stand: into batches."""
-        recipe = self._fitted()
-        rate, duration = recipe.preprocess.sfreq, recipe.segments.duration
-        if recording is not None and recording not in self.statistics_.scales:
-            raise ValueError(
-                f"No recording {recording!r} in the training; leave it out, or take one of {', '.join(self.statistics_.scales)}."
-            )
-        if recording is not None and subject is None:
-            subject = "/".join(recording.split("/")[:2])
-        notes: list[str] = []
-        if onsets is not None:
-            one = self._who(subject, 1, notes)[0]
-            uid = recording or f"{one}/given"
-            whole = signal if isinstance(signal, Signal) else preprocess(signal, recipe.preprocess, uid=uid)
-            signals = {uid: dataclasses.replace(whole, uid=uid)}
-            segs = [given.silent_segment(uid, one, float(onset), duration) for onset in onsets]
-        elif hasattr(signal, "n_times") or isinstance(signal, Signal):
-            raise ValueError("A whole recording needs onsets=: the seconds at which its windows begin.")
-        else:
-            if not hasattr(signal, "info"):
-                signal = np.asarray(signal)
-                ch_names = self.ch_names_ if ch_names is None and signal.shape[1:2] == (len(self.ch_names_),) else ch_names
-            n_times = to_samples(duration, rate)
-            windows = given.read_windows(signal, sfreq=rate, n_times=n_times, ch_names=ch_names, from_sfreq=sfreq)
-            windows = dataclasses.replace(windows, positions=None)  # those of the training, by name
-            who = self._who(subject, len(windows.data), notes)
-            uids = [recording or f"{name}/given" for name in who]
-            signals, segs = given.make_signals(windows, uids, who, sfreq=rate, duration=duration)
-        scales = {}
-        for uid, whole in signals.items():
-            own = [s for s in segs if s.recording == uid]
-            signals[uid], scales[uid] = self._match(whole, own, refit=refit, notes=notes)
-        for note in dict.fromkeys(notes):
-            warnings.warn(note, stacklevel=3)
-        return self._batches(segs, signals, scales)
-
-    def _match(self, signal: Signal, segs: Sequence[Segment], *, refit: bool, notes: list[str]) -> tuple[Signal, Scale]:
-        """Keep the channels that the decoder knows, with their positions, and find the scale of the recording."""
-        uid = signal.uid
-        own = self.statistics_.scales.get(uid)
-        expected = self.ch_names_ if own is None else own.ch_names
-        names = [name for name in signal.ch_names if name in set(expected)]
-        if not names:
-            raise ValueError(
-                f"None of the channels {', '.join(signal.ch_names[:5])} ... is one of the decoder's: {', '.join(expected[:5])} ... "
-                "Rename them."
-            )
-        missing = [name for name in expected if name not in set(names)]
-        if missing:
-            notes.append(f"{len(missing)} of {len(expected)} channels are missing and masked: {', '.join(missing[:10])}.")
-        if len(names) < len(signal.ch_names):
-            unknown = [name for name in signal.ch_names if name not in set(names)]
-            notes.append(f"{len(unknown)} channels are unknown to the decoder and not used: {', '.join(unknown[:10])}.")
-        places = dict(zip(signal.ch_names, signal.positions, strict=True))
-        if np.isnan(signal.positions).all():
-            places = self._average if own is None else dict(zip(own.ch_names, self.positions_[uid], strict=True))
-        nowhere = np.full(2, np.nan, np.float32)
-        signal = given.pick(signal, names, np.array([places.get(name, nowhere) for name in names]))
-        if refit:
-            return signal, fit_scale(signal, segs, config=self.recipe_.batches)
-        if own is not None:
-            scale = given.pick_scale(own, names)
-        else:
-            trained = {uid: s for uid, s in self.statistics_.scales.items() if self.statistics_.n_windows.get(uid, 1)}
-            scale, _ = borrow_scale(signal, trained)
-        given.check_unit(signal, scale)
-        return signal, scale
-
-    def _who(self, subject: Any, n: int, notes: list[str]) -> list[str]:
-        """Find the subjects of windows by name, or by the last part of it."""
-        if subject is None and len(self.subjects_) == 1:
-            return list(self.subjects_) * n
-        labels = given.spread_out("unseen" if subject is None else subject, n, "subject")
-        short = {s.split("/sub-")[-1]: s for s in self.subjects_}
-        found = {name: name if name in self.subjects_ else short.get(name.removeprefix("sub-"), "") for name in set(labels)}
-        unseen = sorted(name for name, full in found.items() if not full)
-        if unseen:
-            how = "the generic subject layer" if self.config_["model_config"].get("generic_subject") else "no subject layer of their own"
-            notes.append(
-                f"{len(unseen)} subjects are not among those of the training ({', '.join(unseen[:5])}): they are decoded with {how} and "
-                "scaled as the training's recordings were on average (refit=True: by themselves)."
-            )
-        return [found[name] or f"given/sub-{name.split('/')[-1].removeprefix('sub-')}" for name in labels]
-
-    def _batches(self, segs: Sequence[Segment], signals: Mapping[str, Signal], scales: Mapping[str, Scale]) -> SegmentDataset:
-        """Make batches of windows without targets; the encoder's channels in their order, whatever is there of them."""
-        recipe, duration = self.recipe_, self.recipe_.segments.duration
-        rate = recipe.preprocess.sfreq
-        n_channels = len(self.ch_names_)
-        empty = np.zeros((n_channels, 0), np.float32), np.full((n_channels, 2), np.nan, np.float32)
-        channels = Signal("channels", empty[0], rate, self.ch_names_, ("eeg",) * n_channels, empty[1])
-        nothing = FeatureTrack(given.SILENCE, given.SILENCE, 0.0, duration, np.zeros((1, 1), np.float32), 1 / duration)
-        statistics = Statistics(scales=scales, target_mean=0.0, target_std=1.0, baseline=recipe.batches.baseline)
-        return SegmentDataset(
-            segs,
-            {"channels": channels, **signals},
-            {nothing.key: nothing},
-            config=recipe.batches,
-            statistics=statistics,
-            subjects=self.subjects_,
-            fill=0.0,
-            sfreq=rate,
+        given_windows, notes = self._fitted().windows(
+            signal, subject=subject, recording=recording, onsets=onsets, ch_names=ch_names, sfreq=sfreq, refit=refit
         )
-
-    @torch.inference_mode()
-    def _estimate(self, dataset: SegmentDataset, batch_size: int) -> np.ndarray:
-        device = self._device()
-        encoder = self.encoder_.to(device).eval()
-        parts = []
-        for start in range(0, len(dataset), batch_size):
-            batch = dataset.batch(range(start, min(start + batch_size, len(dataset)))).to(device)
-            estimates = encoder(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask)
-            parts.append(estimates.float().cpu().numpy())
-        return np.concatenate(parts)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        return self._fitted().estimate(given_windows, device=self._device(), batch_size=batch_size)
 
     # ------------------------------------------------------------------------------------------------------------ candidates, scores
 
@@ -533,8 +415,8 @@ class SpeechDecoder(Parameters):
         ValueError
             If a stimulus is shorter than a window, or the decoder's feature cannot be made again.
         """
-        recipe = self._fitted()
-        duration = recipe.segments.duration
+        fitted = self._fitted()
+        duration = fitted.recipe.segments.duration
         stimuli = stimuli if isinstance(stimuli, np.ndarray) else list(stimuli)
         if not len(stimuli):
             raise ValueError("Candidates need stimuli, got none.")
@@ -555,29 +437,11 @@ class SpeechDecoder(Parameters):
                 cache=_cache(cache),
                 progress=progress,
             )
-        n_features = self.config_["model_config"].get("n_features")
-        got = next(iter(tracks.values())).data.shape[0]
-        if n_features is not None and got != n_features:
-            raise ValueError(f"The decoder estimates {n_features} features, the candidates have {got}.")
-        return self._targets(spans, tracks, fill)
-
-    def _targets(self, spans: Sequence[tuple[Span, ...]], tracks: Tracks, fill: float) -> np.ndarray:
-        """Gather the targets of windows in which these spans are heard."""
-        recipe = self.recipe_
-        rate, duration = recipe.preprocess.sfreq, recipe.segments.duration
-        silence = np.zeros((1, to_samples(duration, rate)), np.float32)
-        signal = Signal("silence", silence, rate, ("none",), ("eeg",), np.full((1, 2), np.nan, np.float32))
-        statistics = dataclasses.replace(self.statistics_, scales={"silence": Scale(("none",), (0.0,), (1.0,))})
-        segs = [dataclasses.replace(given.silent_segment("silence", "", 0.0, duration), spans=own) for own in spans]
-        options: dict[str, Any] = {"statistics": statistics, "subjects": self.subjects_, "fill": fill, "sfreq": rate}
-        dataset = SegmentDataset(segs, {"silence": signal}, tracks, config=recipe.batches, **options)
-        return dataset.targets(range(len(dataset))).numpy()
+        return fitted.targets(spans, tracks, fill)
 
     def scores(self, signal: Any, candidates: Any, **options: Any) -> np.ndarray:
         """Score windows against candidates (N, F, T), as the loss does; shape (n, N), higher is nearer. Options as in ``predict``."""
-        estimates, wanted = self._compared(self.predict(signal, **options), candidates)
-        with torch.inference_mode():
-            return self.loss_.to(estimates.device).scores(estimates, wanted).float().cpu().numpy()
+        return self._fitted().scores(self.predict(signal, **options), candidates, device=self._device())
 
     def rank(self, signal: Any, candidates: Any, targets: Any, **options: Any) -> np.ndarray:
         """Rank each window's own candidate among all; shape (n,), rank 0 is best.
@@ -591,10 +455,7 @@ class SpeechDecoder(Parameters):
         targets : array of int, shape (n,)
             Column of each window's own candidate.
         """
-        estimates, wanted = self._compared(self.predict(signal, **options), candidates)
-        columns = torch.as_tensor(np.asarray(targets), device=estimates.device)
-        with torch.inference_mode():
-            return retrieval.ranks(estimates, wanted, columns, scores=self.loss_.to(estimates.device).scores).cpu().numpy()
+        return self._fitted().ranks(self.predict(signal, **options), candidates, targets, device=self._device())
 
     def score(self, signal: Any = None, targets: Any = None, *, k: int = 10, stimuli: Sequence[Any] | None = None, **options: Any) -> float:
         """Give the top-k accuracy: of the fit's test windows, or of windows with their targets.
@@ -634,7 +495,9 @@ class SpeechDecoder(Parameters):
             raise ValueError("There are no test windows to report on: fit with a test split, or run() for a whole report.")
         feature = self.config_.get("feature_config") or {}
         where = provenance(self.recipe_.to_dict(), repeated_texts=[], feature=feature)
-        return evaluate.evaluate({"encoder": [self.scores_]}, self.test_, config=config, warnings=self.warnings_, provenance=where)
+        seeds = list(self.recipe_.seeds)
+        said = self.warnings_
+        return evaluate.evaluate({"encoder": [self.scores_]}, self.test_, config=config, warnings=said, provenance=where, seeds=seeds)
 
     # ------------------------------------------------------------------------------------------------------------------ save and load
 
@@ -652,11 +515,9 @@ class SpeechDecoder(Parameters):
         if "report" not in self.config_ and self.scores_ is not None:
             measured = self.report()
             self.config_["report"] = card.condense(measured.to_dict(), alarms=measured.alarms)
+        self.config_["classes"] = own_classes(self.config_)
         config = {key: value for key, value in self.config_.items() if key not in hub.RESERVED}
-        extra = {f"positions/{uid}": torch.from_numpy(places) for uid, places in self.positions_.items()}
-        text = self.card(name=name, licence=licence)
-        statistics = dataclasses.asdict(self.statistics_)
-        return hub.save(Path(folder), self.encoder_, config=config, statistics=statistics, extra=extra, card=text)
+        return self._fitted().save(Path(folder), config=config, card=self.card(name=name, licence=licence))
 
     @classmethod
     def load(cls, folder: str | os.PathLike, *, feature: features.Feature | None = None) -> Self:
@@ -670,7 +531,8 @@ class SpeechDecoder(Parameters):
         Raises
         ------
         FileNotFoundError, RuntimeError
-            If a file is missing or damaged, or the folder holds a module that is no decoder.
+            If a file is missing or damaged, the folder holds a module that is no decoder, or its model, loss or target encoder is a class
+            of somebody's own whose module was not imported: a folder holds no code and imports none.
         """
         decoder = cls()._take(Path(folder))
         recipe = decoder.recipe_
@@ -747,32 +609,10 @@ class SpeechDecoder(Parameters):
 
     def _take(self, folder: Path, *, feature: Mapping[str, Any] | None = None) -> Self:
         """Become what a saved folder holds."""
-        saved = hub.load(folder)
-        absent = [key for key in ("recipe", "subjects", "ch_names", "fill") if key not in saved.config]
-        if absent or saved.statistics is None or not saved.extra:
-            raise RuntimeError(
-                f"{folder} holds a module, but no decoder (no {', '.join(absent) or 'statistics or positions'}). If it was saved by an "
-                "earlier version, the same brainspeech run saves it anew."
-            )
-        if saved.config["recipe"].get("target_encoder") is not None:
-            raise RuntimeError(f"{folder}: the encoder was trained jointly with a target_encoder, whose weights are not in this folder.")
-        config = dict(saved.config)
-        try:
-            self.recipe_ = recipes.restore(DEFAULTS, config["recipe"])
-            self.statistics_ = Statistics.load(folder / hub.STATISTICS)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise RuntimeError(
-                f"{folder}: its constants do not fit this version ({error}); it was written by brainspeech {config.get('version')}."
-            ) from error
-        if feature is not None:
-            config["feature_config"] = evaluate.plain(feature)
-        self.config_ = config
-        self.encoder_ = saved.module
-        self.loss_ = losses.build(self.recipe_.loss.name, **self.recipe_.loss.options).eval()
-        self.subjects_, self.ch_names_ = tuple(config["subjects"]), tuple(config["ch_names"])
-        self.positions_ = {key.removeprefix("positions/"): t.numpy() for key, t in saved.extra.items() if key.startswith("positions/")}
-        names = {uid: self.statistics_.scales[uid].ch_names for uid in self.positions_}
-        self._average = given.average_positions(self.positions_, names)
+        self._pretrained = found = Pretrained.load(folder)
+        self.config_ = dict(found.config) | ({} if feature is None else {"feature_config": evaluate.plain(feature)})
+        self.encoder_, self.loss_, self.recipe_, self.statistics_ = found.encoder, found.loss, found.recipe, found.statistics
+        self.subjects_, self.ch_names_, self.positions_ = found.subjects, found.ch_names, dict(found.positions)
         self.scores_, self.test_ = None, None
         self.history_, self.warnings_ = [], []
         return self
@@ -786,22 +626,12 @@ class SpeechDecoder(Parameters):
             self.config_["feature_config"] = found.provenance.get("feature")
             self.warnings_ = list(found.warnings)
 
-    def _fitted(self) -> Recipe:
-        if not hasattr(self, "encoder_"):
-            raise ValueError("This decoder is not fitted: call fit(), load() or from_pretrained().")
-        return self.recipe_
+    def _fitted(self) -> Pretrained:
+        self.check_fitted()
+        return self._pretrained
 
     def _device(self) -> torch.device:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-    def _compared(self, estimates: np.ndarray, candidates: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted = np.asarray(candidates, dtype=np.float32)
-        if wanted.ndim != 3 or wanted.shape[1:] != estimates.shape[1:]:
-            raise ValueError(
-                f"Candidates must be (N, F, T) = (N, {estimates.shape[1]}, {estimates.shape[2]}), got {wanted.shape}: "
-                "candidates() makes them."
-            )
-        return torch.from_numpy(estimates).to(self._device()), torch.from_numpy(wanted).to(self._device())
 
     def _feature(self) -> features.Feature:
         """Make the feature of the training again, and make sure that it is the same."""
@@ -811,9 +641,11 @@ class SpeechDecoder(Parameters):
         name = self.recipe_.feature.name
         if isinstance(self.feature, features.Feature):
             feature = self.feature
-        elif ":" in name and name.split(":")[0] not in sys.modules:
-            raise ValueError(f"The feature {name!r} is somebody's own; import its module first, if you trust it.")  # a file imports nothing
         else:
+            try:
+                naming.check_at_hand("feature", name, features.FEATURES, where="This decoder")
+            except RuntimeError as error:
+                raise ValueError(f"{error} Or give the feature itself: load(..., feature=).") from None
             try:
                 feature = features.build(name, **self.recipe_.feature.options)
             except (ValueError, TypeError) as error:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from brainspeech import __version__, models
+from brainspeech import __version__, models, naming
 
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
@@ -77,7 +76,7 @@ def save(
     """
     folder = Path(folder)
     name, model_config = getattr(module, "name", None), getattr(module, "config", None)
-    if not _is_known(name) or model_config is None:
+    if not naming.at_hand(name, models.MODELS) or model_config is None:
         known = ", ".join(sorted(models.MODELS))
         raise ValueError(f"Expected a module that models.build made (one of {known}), got {type(module).__name__} named {name!r}.")
     reserved = sorted(RESERVED & config.keys())
@@ -121,17 +120,16 @@ def load(folder: str | Path) -> Saved:
     FileNotFoundError
         If the folder or one of its files is missing.
     RuntimeError
-        If a file is damaged, if it is not the one that was saved (by its digest), or the weights do not fit the model that the config
-        describes.
+        If a file is damaged, if it is not the one that was saved (by its digest), if the model is a class of somebody's own whose module
+        was not imported, or the weights do not fit the model that the config describes.
     """
     folder = Path(folder)
     recover(folder)
     config = _read_json(folder / CONFIG)
     _check_digests(folder, config)
     name, model_config = config.get("model"), config.get("model_config")
-    if isinstance(name, str) and ":" in name and not _is_known(name):
-        raise RuntimeError(f"{folder / CONFIG}: the model {name!r} is somebody's own; import its module first, if you trust it.")
-    if not isinstance(name, str) or not _is_known(name) or not isinstance(model_config, dict):
+    naming.check_at_hand("model", str(name), models.MODELS, where=str(folder / CONFIG))
+    if not naming.at_hand(name, models.MODELS) or not isinstance(name, str) or not isinstance(model_config, dict):
         known = ", ".join(sorted(models.MODELS))
         raise RuntimeError(
             f"{folder / CONFIG}: expected a model among {known} and its model_config, got {name!r} and {model_config!r}. "
@@ -142,11 +140,6 @@ def load(folder: str | Path) -> Saved:
     statistics = _read_json(folder / STATISTICS) if config.get("statistics") else None
     extra = read_tensors(folder / EXTRA) if (folder / EXTRA).exists() else {}
     return Saved(module.eval(), config, statistics, extra)
-
-
-def _is_known(name: Any) -> bool:
-    """Whether a model is the package's own, or module:Class of a module that was imported already: a file's word imports nothing."""
-    return isinstance(name, str) and (name in models.MODELS or (":" in name and name.split(":")[0] in sys.modules))
 
 
 def sha256(path: str | Path) -> str:

@@ -1,11 +1,21 @@
-"""A class by its name: one of a family's literal dict, or ``module:Class`` of the user's own."""
+"""A class by its name: one of a family's literal dict, or ``module:Class`` of the user's own.
+
+A name that comes from a file (a saved folder, a download) imports nothing: a class of the user's own is found only where its module was
+imported already.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import sys
 from collections.abc import Mapping
-from importlib import import_module
+from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
+
+# How ``recipe.load`` names the module of a recipe's file: with the folder's name behind it.
+RECIPE = "brainspeech_recipe_"
 
 
 def find(what: str, name: str, known: Mapping[str, str], base: type) -> Any:
@@ -53,7 +63,68 @@ def build(what: str, name: str, of_class: type, config: Mapping[str, Any]) -> An
     except TypeError as error:
         raise ValueError(f"{what.capitalize()} {name!r}: {error}. Its options are {', '.join(signature.parameters)}.") from error
     bound.apply_defaults()
-    module = of_class(**bound.arguments)
+    module = of_class(*bound.args, **bound.kwargs)
     module.name = name
-    module.config = dict(bound.arguments)
+    # What a class takes by **options stands among the others, so that the same call makes it again.
+    taken = dict(bound.arguments)
+    further = [taken.pop(p.name) for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD and p.name in taken]
+    module.config = taken | (further[0] if further else {})
     return module
+
+
+# ------------------------------------------------------------------------------------------------- classes that a saved file speaks of
+
+
+def is_own(name: Any) -> bool:
+    """Whether a name is ``module:Class``."""
+    return isinstance(name, str) and ":" in name
+
+
+def at_hand(name: Any, known: Mapping[str, str]) -> bool:
+    """Whether a name is the package's own, or a class of a module that was imported already, or of the script that runs."""
+    if not is_own(name):
+        return isinstance(name, str) and name in known
+    module, attribute = name.split(":", 1)
+    return module in sys.modules and (module != "__main__" or hasattr(sys.modules[module], attribute))  # every process has a __main__
+
+
+def check_at_hand(what: str, name: str, known: Mapping[str, str], *, where: str) -> None:
+    """Raise RuntimeError where a saved file names a class of somebody's own whose module was not imported, with what to do."""
+    if is_own(name) and not at_hand(name, known):
+        raise RuntimeError(
+            f"{where}: the {what} {name!r} is somebody's own; import its module first, if you trust it: {how_to_import(name)}. A saved "
+            "folder holds no code, and nothing is imported because a file names it."
+        )
+
+
+def how_to_import(name: str) -> str:
+    """Give the line of Python that makes a class ``module:Class`` known."""
+    module = name.split(":")[0]
+    if module == "__main__":
+        return f"class {name.split(':')[1]}: ...  # as it stood in the script or notebook"
+    if module.startswith(RECIPE):
+        return f'brainspeech.recipe.load("{module.removeprefix(RECIPE)}/{_file(module) or "recipe.py"}")'
+    return f"import {module}"
+
+
+def origin(name: str) -> str:
+    """Say where a class ``module:Class`` comes from: an installed package and its version, or a file and its SHA-256; no folder is named.
+
+    Empty where its module was not imported.
+    """
+    module = name.split(":")[0]
+    file = _file(module)
+    if file is None:
+        return ""
+    path = Path(str(sys.modules[module].__file__))
+    found = metadata.packages_distributions().get(module.split(".")[0], [])
+    if found and "site-packages" in path.parts:
+        return f"the package {found[0]} {metadata.version(found[0])}"
+    within = f"{module.removeprefix(RECIPE)}/{file}" if module.startswith(RECIPE) else "/".join([*module.split(".")[:-1], file])
+    return f"the file {within}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def _file(module: str) -> str | None:
+    """Give the name of the file that an imported module stands in; None where there is none."""
+    place = getattr(sys.modules.get(module), "__file__", None)
+    return Path(place).name if place and Path(place).is_file() else None

@@ -7,13 +7,21 @@ from typing import Any, Self
 
 import torch
 
-from brainspeech import features
+from brainspeech import features, losses, models
 from brainspeech import recipe as recipes
+from brainspeech.losses.joint import Joint
 from brainspeech.recipe import Choice
 
-CHOICES = ("model", "loss", "feature")
+CHOICES = ("model", "loss", "feature", "target_encoder")
 CONFIGS = ("preprocess", "segments", "batches", "train")
 PARAMETERS = (*CHOICES, "context", *CONFIGS, "lag", "seed", "device")
+# Where the names of a choice stand, and what builds one.
+FAMILIES = {
+    "model": (models.MODELS, "models.build"),
+    "loss": (losses.LOSSES, "losses.build"),
+    "feature": (features.FEATURES, "features.build"),
+    "target_encoder": (models.TARGET_ENCODERS, "models.build_target"),
+}
 
 
 class Parameters:
@@ -42,6 +50,16 @@ class Parameters:
             setattr(self, part, with_field(getattr(self, part), key, values[name], where=name) if nested else values[name])
         return self
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "encoder_")
+
+    def check_fitted(self) -> None:
+        """Raise scikit-learn's NotFittedError, which is a ValueError, before a fit."""
+        if not self.__sklearn_is_fitted__():
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError(f"This {type(self).__name__} is not fitted: call fit(), load() or from_pretrained().")
+
     def __repr__(self) -> str:
         changed = [f"{n}={getattr(self, n)!r}" for n in PARAMETERS if getattr(self, n) != getattr(type(self)(), n)]
         return f"{type(self).__name__}({', '.join(changed)})"
@@ -53,20 +71,23 @@ class Parameters:
         return Tags(estimator_type=None, target_tags=TargetTags(required=True), input_tags=inputs)
 
 
-def as_choice(value: Any, family: str) -> Choice:
-    """Give what stands for a parameter in a recipe."""
-    if isinstance(value, Choice):
+def as_choice(value: Any, family: str) -> Choice | None:
+    """Give what stands for a parameter in a recipe; None for a target encoder that is not there."""
+    if isinstance(value, Choice) or (value is None and family == "target_encoder"):
         return value
     if isinstance(value, str):
         return Choice(value)
-    if isinstance(value, features.Feature):
-        return Choice(f"{type(value).__module__}:{type(value).__qualname__}")
-    if isinstance(value, type) and family in ("model", "feature"):
-        return Choice(f"{value.__module__}:{value.__qualname__}")
+    if isinstance(value, Joint):
+        raise ValueError("A Joint is given as its two parts: loss= and target_encoder=.")
+    known, builder = FAMILIES[family]
+    if isinstance(value, type | features.Feature):
+        found = value if isinstance(value, type) else type(value)
+        place = f"{found.__module__}:{found.__qualname__}"
+        return Choice(next((name for name, own in known.items() if own == place), place))
     name, config = getattr(value, "name", None), getattr(value, "config", None)
     if isinstance(value, torch.nn.Module) and name and isinstance(config, dict):
         return Choice(name, {key: v for key, v in config.items() if key not in recipes.GIVEN["model"]})
-    raise ValueError(f"{family} must be a name, a Choice, or what {family}.build made, got {value!r}.")
+    raise ValueError(f"{family} must be a name, a Choice, or what {builder} made, got {value!r}.")
 
 
 def fields_of(value: Any) -> dict[str, Any]:

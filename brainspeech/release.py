@@ -1,6 +1,7 @@
 """A finished run -> a folder that can be given away: weights, card, report, constants, checksums; and the proof that it works elsewhere.
 
-Nothing of the data goes in: no sample of a signal or a sound, no words of what was heard, no place on this machine.
+Nothing of the data goes in: no sample of a signal or a sound, no words of what was heard, no place on this machine. No code goes in either:
+a class of the user's own is named on the card with where it comes from, and a released folder imports nothing.
 """
 
 from __future__ import annotations
@@ -11,25 +12,31 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from brainspeech import card, hub, manifests
+from brainspeech import card, hub, manifests, naming
+from brainspeech import recipe as recipes
 from brainspeech import report as reports
 from brainspeech.decoder import SpeechDecoder
 from brainspeech.download import human
 from brainspeech.evaluate import RetrievalReport
+from brainspeech.losses.joint import Joint
+from brainspeech.pretrained import own_classes
 from brainspeech.timing import to_samples
 
 CHECK = "check.safetensors"
 CHECKED_FEATURES = 16
 # Largest difference of an estimate, in standard deviations of the estimate, that another machine's arithmetic may make.
 TOLERANCE = 1e-3
+# The class of the user's own without which a decoder can be loaded, and estimates: new candidates alone need it.
+OPTIONAL = "feature"
 # Entries of a report's curves and rows that quote what was heard.
 QUOTES = {"heard", "text", "texts", "word", "words", "examples", "candidates", "vocabulary"}
 
@@ -94,7 +101,9 @@ def release(
     """Put together what is released of a finished run, and check in a fresh process that it works.
 
     The folder loads with ``SpeechDecoder.from_pretrained``; it holds the weights of the run's first fold and seed, statistics, the card,
-    the report with its figures, the recipe's constants, an example with its estimate, and the SHA-256 of every file.
+    the report with its figures, the recipe's constants, an example with its estimate, and the SHA-256 of every file. A class of the user's
+    own (``module:Class``) is found as the run found it: in the recipe's file, where Python looks, beside the recipe, or in this folder; the
+    card says what has to be imported.
 
     Parameters
     ----------
@@ -112,8 +121,8 @@ def release(
     Raises
     ------
     RuntimeError
-        If the run is not finished, its report is of other constants than its weights, it has an alarm, or the released folder does not
-        give the same estimates.
+        If the run is not finished, its report is of other constants than its weights, it has an alarm, a class of the user's own cannot
+        be found, or the released folder does not give the same estimates.
     ValueError
         If ``out`` holds something else.
     """
@@ -127,6 +136,7 @@ def release(
         )
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / hub.SUMS).is_file())):
         raise ValueError(f"{out} exists and is no earlier release (it has no {hub.SUMS}). Give another folder.")
+    _import_own(run, kept.get("source") or "")
     decoder = SpeechDecoder.from_run(run)
     _check_constants(run, decoder, kept["recipe"], report)
     clean = _without_quotes(report)
@@ -161,6 +171,8 @@ def verify(folder: str | os.PathLike) -> Verified:
     ------
     FileNotFoundError
         If the folder is no release.
+    RuntimeError
+        If it needs a class whose module was not imported here: a released folder imports nothing by itself.
     """
     folder = Path(folder)
     if not (folder / hub.SUMS).is_file():
@@ -202,20 +214,105 @@ def reproduce(folder: str | os.PathLike) -> float:
     decoder = SpeechDecoder.from_pretrained(folder)
     decoder.device = "cpu"
     kept = hub.read_tensors(folder / CHECK)
-    expected = kept["estimate"].numpy()
-    estimate = _estimate(decoder, kept["signal"].numpy())
-    if estimate.shape != expected.shape:
+    found = [_difference(_estimate(decoder, kept["signal"].numpy()), kept["estimate"].numpy())]
+    if isinstance(decoder.loss_, Joint):
+        found.append(_difference(_encode(decoder.loss_, kept["features"]), kept["encoded"].numpy()))
+    return max(found)
+
+
+def _difference(got: np.ndarray, expected: np.ndarray) -> float:
+    """Give the largest difference, in standard deviations of what is expected."""
+    if got.shape != expected.shape:
         return float("inf")
-    return float(np.abs(estimate - expected).max() / max(float(expected.std()), 1e-12))
+    return float(np.abs(got - expected).max() / max(float(expected.std()), 1e-12))
+
+
+def import_modules(places: Iterable[str]) -> None:
+    """Import modules by name, and recipes by their file."""
+    for place in places:
+        if place.endswith(".py"):
+            recipes.load(place)
+        else:
+            import_module(place)
 
 
 def _reproduce_elsewhere(folder: Path) -> float:
-    """Call ``reproduce`` in a process that knows nothing of this one."""
-    script = "import sys; from brainspeech import release; print(release.reproduce(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", script, str(folder.resolve())], capture_output=True, text=True)
+    """Call ``reproduce`` in a process that knows nothing of this one but where the classes of the user's own are."""
+    script = "import sys; from brainspeech import release; release.import_modules(sys.argv[2:]); print(release.reproduce(sys.argv[1]))"
+    places = _own_places(folder)
+    environment = dict(os.environ)
+    if places:
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+    done = subprocess.run([sys.executable, "-c", script, str(folder.resolve()), *places], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{folder} cannot be loaded in a fresh process: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return float(done.stdout.split()[-1])
+
+
+def _own_places(folder: Path) -> list[str]:
+    """Say what a fresh process has to import before it loads a folder: what this process has imported already, and nothing else."""
+    places = []
+    for what, name in _own(folder).items():
+        if what == OPTIONAL:
+            continue
+        try:
+            naming.check_at_hand(what, name, {}, where=str(folder / hub.CONFIG))
+        except RuntimeError as error:
+            raise RuntimeError(f"{error} In Python, after that: brainspeech.release.verify({str(folder)!r}).") from None
+        module = name.split(":")[0]
+        places.append(str(sys.modules[module].__file__) if module.startswith(naming.RECIPE) else module)
+    return list(dict.fromkeys(places))
+
+
+def _own(folder: Path) -> dict[str, str]:
+    """Give the classes of the user's own that a saved folder names, {what: module:Class}."""
+    try:
+        found = own_classes(json.loads((folder / hub.CONFIG).read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RuntimeError(f"{folder / hub.CONFIG} is damaged ({error}). Save or copy it again.") from error
+    return {entry["what"]: entry["name"] for entry in found}
+
+
+def _import_own(run: Path, source: str) -> None:
+    """Import the classes of the user's own that a run was made with, from where the run had them.
+
+    Raises
+    ------
+    RuntimeError
+        If one cannot be found, with its name and what to do.
+    """
+    recipe = Path(source)
+    beside = list(dict.fromkeys([*([str(recipe.parent)] if source else []), os.getcwd()]))
+    for what, name in _own(run / "model").items():
+        module, _, attribute = name.partition(":")
+        if module == "__main__" and what != OPTIONAL:
+            raise RuntimeError(
+                f"{run} is not released: the {what} {name!r} stands in a script or a notebook, from where no other process can import it. "
+                f"Put the class into a file of its own (mine.py), and run again with 'mine:{attribute}'."
+            )
+        if module not in sys.modules and source and recipe.is_file():
+            recipes.load(source)
+        if module not in sys.modules:
+            _import_from(module, beside)
+        if not hasattr(sys.modules.get(module), attribute) and what != OPTIONAL:
+            raise RuntimeError(
+                f"{run} is not released: the {what} {name!r} was not found where Python looks, nor in {', '.join(beside)}. "
+                f"Run brainspeech release where the class can be imported (PYTHONPATH), or in Python after: {naming.how_to_import(name)}."
+            )
+
+
+def _import_from(module: str, folders: Iterable[str]) -> None:
+    """Import a module from where Python looks, or from the first of these folders that has it; do nothing where it is nowhere."""
+    for folder in ["", *folders]:
+        sys.path += [folder] * bool(folder)
+        try:
+            import_module(module)
+            return
+        except ModuleNotFoundError as error:
+            if not module.startswith(str(error.name)):
+                raise RuntimeError(f"The module {module} cannot be imported: {error}.") from error
+            if folder:
+                sys.path.pop()
 
 
 def _finished(run: Path) -> dict[str, Any]:
@@ -287,42 +384,64 @@ def _notes(decoder: SpeechDecoder, report: RetrievalReport, licence: str | None)
         notes.append(f"no manifest states the licence of {dataset}: make sure that weights fitted on it may be given away.")
     if licence is None:
         notes.append("no licence of the weights is stated (licence=, --licence).")
+    for entry in own_classes(decoder.config_):
+        need = "is needed for new candidates" if entry["what"] == OPTIONAL else "is needed"
+        origin = f" ({entry['origin']})" if entry["origin"] else ""
+        notes.append(f"{entry['name']} {need} and is no part of it; give it along{origin}. The card says so.")
     if report.folds > 1 or len(report.seeds) > 1:
         notes.append(f"the weights are those of the first of {report.folds} folds and {len(report.seeds)} seeds; the report is on all.")
     return notes
 
 
 def _example(decoder: SpeechDecoder) -> dict[str, torch.Tensor]:
-    """Make a window of noise at the scale of the first recording, and what is estimated from it."""
+    """Make a window of noise at the scale of a recording, and what is estimated from it."""
     recipe = decoder.recipe_
-    scale = next(iter(decoder.statistics_.scales.values()))
+    scale = decoder.statistics_.scales[_recording(decoder)]
     shape = (1, len(scale.ch_names), to_samples(recipe.segments.duration, recipe.preprocess.sfreq))
     noise = np.random.default_rng(0).standard_normal(shape)
     signal = (np.array(scale.median)[:, None] + np.array(scale.iqr)[:, None] * noise / 1.349).astype(np.float32)  # the IQR of noise
     device, decoder.device = decoder.device, "cpu"
     try:
-        return {"signal": torch.from_numpy(signal), "estimate": torch.from_numpy(_estimate(decoder, signal))}
+        example = {"signal": torch.from_numpy(signal), "estimate": torch.from_numpy(_estimate(decoder, signal))}
     finally:
         decoder.device = device
+    if not isinstance(decoder.loss_, Joint):
+        return example
+    n_features = decoder.config_["target_encoder"]["config"]["n_features"]
+    features = torch.from_numpy(np.random.default_rng(1).standard_normal((1, n_features, shape[2])).astype(np.float32))
+    return example | {"features": features, "encoded": torch.from_numpy(_encode(decoder.loss_, features))}
+
+
+def _recording(decoder: SpeechDecoder) -> str:
+    """Give the first recording of a listener of the training; those of a listener left out have a scale too."""
+    uids = list(decoder.statistics_.scales)
+    return next((uid for uid in uids if "/".join(uid.split("/")[:2]) in decoder.subjects_), uids[0])
 
 
 def _estimate(decoder: SpeechDecoder, signal: np.ndarray) -> np.ndarray:
-    uid, scale = next(iter(decoder.statistics_.scales.items()))
+    uid = _recording(decoder)
+    scale = decoder.statistics_.scales[uid]
     return np.ascontiguousarray(decoder.predict(signal, recording=uid, ch_names=scale.ch_names)[:, :CHECKED_FEATURES])
+
+
+@torch.inference_mode()
+def _encode(loss: Joint, features: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(loss.cpu().encode(features).numpy()[:, :CHECKED_FEATURES])
 
 
 def _files_section() -> str:
     return "\n".join(
         [
+            "",
             "## Files",
             "",
             "- `weights.safetensors`, `config.json`, `statistics.json`, `extra.safetensors`: the decoder",
             "- `report.html`, `report.md`, `report.json`, `figures/`: how it was tested",
             "- `recipe.json`: the constants of the run",
-            f"- `{CHECK}`: a window of noise and what is estimated from it, to check that it works elsewhere",
+            f"- `{CHECK}`: noise and what is estimated from it, to check that it works elsewhere",
             f"- `{hub.SUMS}`: `sha256sum -c {hub.SUMS}`",
             "",
-            "Nothing of the data is among them.",
+            "Nothing of the data is among them, and no code.",
             "",
         ]
     )

@@ -11,12 +11,14 @@ import pytest
 import torch
 from hub_server import TOKEN, serving
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GroupKFold, cross_val_score
 from tiny_runs import tiny
 
 from brainspeech import SpeechDecoder, features, flow, hub, losses, models, retrieval
 from brainspeech.cache import Cache
 from brainspeech.figures.style import Picture
+from brainspeech.losses.joint import Joint
 from brainspeech.preprocess import load_signal
 from brainspeech.recipe import Choice
 from brainspeech.report import files as report_files
@@ -160,8 +162,8 @@ def test_channels_are_matched_by_name(study, windows):
 def test_a_masked_channel_changes_nothing(study, windows):
     """What stands in a channel that is missing cannot matter; a flat one that is there does."""
     decoder, recording = study.decoder, study.dataset.recordings()[0]
-    with pytest.warns(UserWarning, match="missing"):
-        dataset = decoder._dataset(windows[:, :5], None, recording.uid, None, decoder.ch_names_[:5], None, False)
+    dataset, notes = decoder._fitted().windows(windows[:, :5], recording=recording.uid, ch_names=decoder.ch_names_[:5])
+    assert notes == [f"1 of 6 channels are missing and masked: {decoder.ch_names_[5]}."]
     batch = dataset.batch([0])
     assert batch.channel_mask.tolist() == [[True] * 5 + [False]]
     assert not batch.signal[0, 5].any()
@@ -208,7 +210,7 @@ def test_what_is_not_finite_and_what_is_not_fitted_are_named(study, windows):
     broken[1, 2, 3] = np.nan
     with pytest.raises((RuntimeError, ValueError), match="NaN or infinite"):
         study.decoder.predict(broken, recording=study.dataset.recordings()[0].uid)
-    with pytest.raises(ValueError, match="not fitted"):
+    with pytest.raises(NotFittedError, match="not fitted"):
         SpeechDecoder().predict(windows)
     with pytest.raises(ValueError, match="needs onsets="):
         study.decoder.predict(study.dataset.read_raw(study.dataset.recordings()[0]))
@@ -272,11 +274,25 @@ def test_another_feature_makes_no_candidates(study, tmp_path):
 
 def test_a_saved_file_imports_nothing(study, tmp_path):
     folder = study.decoder.save(tmp_path / "model")
-    config = json.loads((folder / hub.CONFIG).read_text())
-    config["recipe"]["feature"] = {"name": "antigravity:Feature", "options": {}}
-    (folder / hub.CONFIG).write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="'antigravity:Feature' is somebody's own; import its module first"):
+    kept = (folder / hub.CONFIG).read_text()
+
+    def say(part):
+        config = json.loads(kept)
+        config["recipe"][part] = {"name": "antigravity:Thing", "options": {}}
+        (folder / hub.CONFIG).write_text(json.dumps(config | {part: {"name": "antigravity:Thing", "config": {}}}))
+
+    say("feature")
+    with pytest.raises(ValueError, match="'antigravity:Thing' is somebody's own; import its module first"):
         SpeechDecoder.load(folder).candidates([(np.zeros(48_000, np.float32), 16_000)])
+    say("loss")
+    with pytest.raises(RuntimeError, match="the loss 'antigravity:Thing' is somebody's own; import its module first"):
+        SpeechDecoder.load(folder)
+    extra = hub.read_tensors(folder / hub.EXTRA) | {"target_encoder/weight": torch.zeros(1)}
+    hub.write_tensors(folder / hub.EXTRA, extra)
+    kept = json.dumps(json.loads(kept) | {"digests": {}})
+    say("target_encoder")
+    with pytest.raises(RuntimeError, match="the target encoder 'antigravity:Thing' is somebody's own; import its module first"):
+        SpeechDecoder.load(folder)
     assert "antigravity" not in sys.modules
 
 
@@ -368,6 +384,52 @@ def test_arrays_are_fitted_split_by_stimulus_and_scored(tmp_path):
         loaded.score()
 
 
+def small_conv(**changes):
+    values = {
+        "model": Choice("conv", {"n_virtual": 5, "hidden": 6, "depth": 1, "n_harmonics": 2}),
+        "train": TrainConfig(lr=0.01, batch_size=16, max_epochs=2),
+    }
+    return linear(**(values | changes))
+
+
+def epochs_of(signals):
+    info = mne.create_info(list("vwxyz"), SFREQ, "eeg")
+    places = {name: 0.09 * np.eye(5, 3)[i] + 0.01 * i for i, name in enumerate("vwxyz")}
+    info.set_montage(mne.channels.make_dig_montage(places, coord_frame="head"))
+    return mne.EpochsArray(signals, info, verbose="error")
+
+
+def test_epochs_are_fitted_with_an_audio_encoder(tmp_path):
+    """Trained jointly, saved with the encoder, and used wherever candidates are compared."""
+    signals, targets, who, what = planted()
+    epochs, heard = epochs_of(signals), {"subject": who, "stimuli": what}
+    ear = Choice("deep_mel", {"n_outputs": 4, "hidden": 4, "depth": 2})
+    decoder = small_conv(target_encoder=ear).fit(epochs, targets, **heard)
+    names = {s.stimulus_id for s in decoder.test_.candidates}
+    mine = [i for i, name in enumerate(what) if name in names]
+    given = {"subject": [who[i] for i in mine], "stimuli": [what[i] for i in mine]}
+    assert decoder.score(epochs[mine], targets[mine], k=3, **given) == decoder.score(k=3)
+    candidates = decoder.candidates(targets[:9])
+    assert decoder.predict(epochs[:2], subject="a").shape == (2, 4, 57)
+    assert candidates.shape == (9, 3, 57)
+    scores = decoder.scores(epochs[:5], candidates, subject="a")
+    loaded = SpeechDecoder.load(decoder.save(tmp_path / "model"))
+    np.testing.assert_array_equal(loaded.scores(epochs[:5], candidates, subject="a"), scores)
+    assert loaded.target_encoder == ear
+    with pytest.raises(ValueError, match="was fitted on 3 features, the candidates have 4"):
+        loaded.candidates(np.ones((2, 4, 60)))
+    with pytest.raises(ValueError, match="whole numbers, got float64"):
+        loaded.rank(epochs[:2], candidates, [0.5, 1.0], subject="a")
+    # Without the weights of the audio encoder there is nothing to compare with.
+    folder = tmp_path / "model"
+    extra = {key: value for key, value in hub.read_tensors(folder / hub.EXTRA).items() if key.startswith("positions/")}
+    saved = hub.load(folder)
+    config = {key: value for key, value in saved.config.items() if key not in hub.RESERVED}
+    hub.save(folder, saved.module, config=config, statistics=saved.statistics, extra=extra)
+    with pytest.raises(RuntimeError, match="trained jointly with a target_encoder, which is not in this folder"):
+        SpeechDecoder.load(folder)
+
+
 def test_shuffled_targets_are_at_chance():
     signals, targets, who, what = planted()
     order = np.random.default_rng(1).permutation(60)
@@ -388,6 +450,8 @@ def test_arrays_that_do_not_belong_together_are_named():
         linear(segments=SegmentConfig(sfreq=SFREQ, valid_ratio=0.0)).fit(signals, targets, **given)
     with pytest.raises(ValueError, match="and no targets"):
         linear().fit(signals)
+    with pytest.raises(ValueError, match="are there NaN"):
+        linear().fit(signals, np.where(targets == targets[3, 0, 0], np.nan, targets), **given)
 
 
 # ------------------------------------------------------------------------------------------------------------- in the manner of sklearn
@@ -416,15 +480,21 @@ def test_modules_and_features_stand_for_their_names_and_options():
     recipe = decoder._recipe()
     assert (recipe.model.name, recipe.model.options["hidden"], recipe.loss.name) == ("conv", 6, "siglip")
     assert not {"n_subjects", "n_features"} & set(recipe.model.options)
-    with pytest.raises(ValueError, match="model must be a name"):
+    ear = models.build_target("deep_mel", n_features=3, n_outputs=4, hidden=4, depth=2)
+    decoder = SpeechDecoder(model=models.find("conv"), loss=losses.find("siglip"), target_encoder=ear)
+    assert (decoder._recipe().model, decoder._recipe().loss) == (Choice("conv"), Choice("siglip"))
+    assert decoder._recipe().target_encoder.options["n_outputs"] == 4
+    assert decoder.set_params(target_encoder=None)._recipe().target_encoder is None
+    with pytest.raises(ValueError, match=r"model must be a name, a Choice, or what models\.build made"):
         SpeechDecoder(model=torch.nn.Linear(2, 2))._recipe()
+    with pytest.raises(ValueError, match="its two parts: loss= and target_encoder="):
+        SpeechDecoder(loss=Joint(losses.build("clip"), ear))._recipe()
 
 
 def test_it_is_cross_validated():
     signals, targets, _, what = planted(n_stimuli=40)
     mine = slice(0, 40)
-    decoder = linear(
-        model=Choice("conv", {"n_virtual": 5, "hidden": 6, "depth": 1, "n_harmonics": 2}),
+    decoder = small_conv(
         train=TrainConfig(batch_size=16, max_epochs=1),
         segments=SegmentConfig(sfreq=SFREQ, valid_ratio=0.3, test_ratio=0.0),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_docs import blocks
 
-from brainspeech import cli, features, hub, models
+from brainspeech import SpeechDecoder, cli, features, hub, models, release
 from brainspeech import recipe as recipes
 
 HOWTO = Path(__file__).resolve().parents[1] / "docs" / "howto"
@@ -52,7 +52,7 @@ def module(tmp_path, monkeypatch):
     ("page", "section", "own", "option"),
     [("add_feature.md", "feature", "Onsets", "feature.power=1.0"), ("add_model.md", "model", "Shallow", "model.width=4")],
 )
-def test_a_class_in_a_recipes_file_runs_from_the_command_line(tmp_path, capsys, page, section, own, option):
+def test_a_class_in_a_recipes_file_runs_from_the_command_line(tmp_path, capsys, monkeypatch, page, section, own, option):
     path = recipe_of(page, tmp_path / "mine")
     settings = [*SMALL, option, *(["model.hidden=4", "model.depth=1", "model.n_virtual=4"] if section == "feature" else [])]
     flags = [flag for setting in settings for flag in ("--set", setting)]
@@ -66,6 +66,18 @@ def test_a_class_in_a_recipes_file_runs_from_the_command_line(tmp_path, capsys, 
     if section == "model":
         assert cli.main(["evaluate", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--quiet"]) == 0
     assert hub.load(tmp_path / "run" / "model").config["model"] == ("conv" if section == "feature" else kept["name"])
+    # And from the recipe's file when it is released, whose check imports that file too.
+    del sys.modules["brainspeech_recipe_mine"]
+    monkeypatch.setattr(release.reports, "write", lambda *_, **__: [])
+    monkeypatch.setattr(release, "_reproduce_elsewhere", release.reproduce)
+    assert cli.main(["release", str(tmp_path / "run"), str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    assert release._own_places(tmp_path / "out") == ([path] if section == "model" else [])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ('brainspeech.recipe.load("mine/recipe.py")' in card) == (f"`{kept['name']}`: the file mine/recipe.py, SHA-256 " in card)
+    if section == "model":
+        del sys.modules["brainspeech_recipe_mine"]
+        release.import_modules([path])
+        assert SpeechDecoder.from_pretrained(tmp_path / "out").encoder_.name == kept["name"]
 
 
 def test_a_class_of_a_module(module):
@@ -97,6 +109,14 @@ def test_a_saved_model_of_somebodys_own_imports_nothing(module, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "os:system", "model_config": {"command": "true"}}))
     with pytest.raises(ValueError, match=r"must be a subclass of brainspeech\.models\.base\.Encoder"):
         hub.load(tmp_path / "model")
+
+
+def test_a_class_of_a_script_is_no_class_of_another_one(module, tmp_path):
+    encoder = models.build(f"{module}:Mine", n_subjects=1, n_features=2, n_channels=3, lags=[0, 1], rank=2)
+    path = hub.save(tmp_path / "model", encoder, config={}) / hub.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "__main__:Mine"}))
+    with pytest.raises(RuntimeError, match=r"'__main__:Mine' is somebody's own.*class Mine: \.\.\.  # as it stood in the script"):
+        hub.load(path.parent)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """A released folder works elsewhere, says what it is, and holds nothing of the data; what may not go out does not."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -15,6 +17,7 @@ from tiny_runs import tiny
 from brainspeech import SpeechDecoder, flow, hub, release, report
 from brainspeech.cache import Cache
 from brainspeech.figures.style import Picture
+from brainspeech.recipe import Choice
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,9 @@ def test_what_is_no_finished_run_is_not_released(run, tmp_path, here):
     copy = altered(run, tmp_path / "run", lambda values: values["provenance"]["recipe"]["train"].update(lr=7.0))
     with pytest.raises(RuntimeError, match=r"report\.json was made with other constants than recipe\.json has \(train\)"):
         release.release(copy, tmp_path / "out")
+    (copy / "model" / hub.CONFIG).write_text("{")
+    with pytest.raises(RuntimeError, match=r"config\.json is damaged"):
+        release.release(copy, tmp_path / "out")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("do not lose me")
     with pytest.raises(ValueError, match="is no earlier release"):
@@ -178,3 +184,76 @@ def test_what_is_no_finished_run_is_not_released(run, tmp_path, here):
 def test_quotes_are_taken_out_wherever_they_stand():
     curves = {"lag": {"lag": [0.1], "value": [0.2]}, "x": [{"word": "secret", "n": 3}, {"words": 5}], "heard": ["secret"]}
     assert release._unquoted(curves) == {"lag": {"lag": [0.1], "value": [0.2]}, "x": [{"n": 3}, {"words": 5}]}
+
+
+# ------------------------------------------------------------------------------------------- an audio encoder, of the user's own besides
+
+EAR = '"""An audio encoder."""\n\nfrom brainspeech.models.deep_mel import DeepMel\n\n\nclass Ear(DeepMel):\n    """Mine."""\n'
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A finished run whose audio encoder stands in a module beside the recipe, which nobody has imported since."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my_ear.py").write_text(EAR)
+    settings = ("dataset.n_subjects=1", "train.max_epochs=1", "train.max_steps_per_epoch=2", "rows=encoder")
+    ear = Choice("my_ear:Ear", {"n_outputs": 5, "hidden": 4, "depth": 2})
+    recipe = dataclasses.replace(tiny(*settings), target_encoder=ear)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setattr(report.files.figures, "draw", lambda *_: [Picture("none", "", "", "", b"", "")])
+        flow.run(recipe, out=folder / "run", cache=Cache(folder / "cache"), source=str(folder / "recipe.py"), progress=False)
+        del sys.modules["my_ear"]
+    return folder / "run"
+
+
+@pytest.fixture
+def path(monkeypatch):
+    """Keep what a release imports to the test."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("my_ear", None)
+
+
+def test_a_class_of_the_users_own_is_found_beside_the_recipe_and_named_on_the_card(own, tmp_path, path, monkeypatch):
+    monkeypatch.setattr(release.reports, "write", lambda *_, **__: [])
+    done = release.release(own, tmp_path / "out")
+    assert done.difference == 0.0  # of a fresh process, which found the class too
+    digest = hashlib.sha256(EAR.encode()).hexdigest()
+    assert f"my_ear:Ear is needed and is no part of it; give it along (the file my_ear.py, SHA-256 {digest})" in done.text()
+    text = (done.folder / "README.md").read_text()
+    assert f"- target encoder `my_ear:Ear`: the file my_ear.py, SHA-256 {digest}." in text
+    assert "5 numbers, at every moment, that an audio encoder (`my_ear:Ear`)" in text
+    assert not [file for file in done.files if file.endswith(".py")]
+    # Both networks are checked.
+    kept = hub.read_tensors(done.folder / release.CHECK)
+    assert (kept["features"].shape[1], kept["encoded"].shape[1]) == (8, 5)
+    hub.write_tensors(done.folder / release.CHECK, kept | {"encoded": kept["encoded"] + kept["encoded"].std()})
+    assert release.reproduce(done.folder) == pytest.approx(1.0, rel=0.01)
+    # Who gets the folder imports the class; the folder imports nothing.
+    assert SpeechDecoder.from_pretrained(done.folder).loss_.target_encoder.config["n_outputs"] == 5
+    del sys.modules["my_ear"]
+    release._write_sums(done.folder)
+    with pytest.raises(RuntimeError, match=r"target encoder 'my_ear:Ear' is somebody's own; import its module first.*: import my_ear\. "):
+        release.verify(done.folder)
+    assert "my_ear" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my_ear:Ear", r"the target encoder 'my_ear:Ear' was not found .* in Python after: import my_ear\."),
+        ("__main__:Ear", r"'__main__:Ear' stands in a script or a notebook.*run again with 'mine:Ear'"),
+    ],
+)
+def test_a_class_that_cannot_be_imported_is_named(own, tmp_path, path, here, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    copy = altered(own, tmp_path / "run", lambda values: None)
+    for file in ("recipe.json", f"model/{hub.CONFIG}"):
+        values = json.loads((copy / file).read_text())
+        values["recipe"]["target_encoder"]["name"] = name
+        values["source"] = ""
+        (copy / file).write_text(json.dumps(values))
+    with pytest.raises(RuntimeError, match=said):
+        release.release(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
