@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from brainspeech import __version__, hub
+from brainspeech import __version__, hub, processes
 
 STATE = "state.json"
 FILES = ("weights", "best", "optimiser", "generators")
@@ -189,7 +189,8 @@ class Store:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise self._damaged(error) from error
-        self._write_metrics(state.history)
+        if processes.is_first():
+            self._write_metrics(state.history)
         return state
 
     def _read_state(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from brainspeech import attribution, controls, evaluate, hub, losses, models, prediction, retrieval, scoring, timing, train
+from brainspeech import attribution, controls, evaluate, hub, losses, models, prediction, processes, retrieval, scoring, timing, train
 from brainspeech.batches import SegmentDataset, Statistics, fit_statistics
 from brainspeech.losses.joint import Joint
 from brainspeech.recipe import Recipe
@@ -177,7 +177,10 @@ class Fitter:
         return said
 
     def rows(self, out: Path, *, fold: int = 0, n_folds: int = 1, seed: int, progress: bool) -> Iterator[tuple[str, Fitted]]:
-        """Fit every row of the recipe and score its estimates, row by row."""
+        """Fit every row of the recipe and score its estimates, row by row.
+
+        Of several processes all fit the encoders, and the first one does and gives everything else.
+        """
         recipe = self.recipe
         first = fold == 0 and seed == recipe.seeds[0]
         self.place = ", ".join([f"fold {fold + 1} of {n_folds}"] * (n_folds > 1) + [f"seed {seed}"] * (len(recipe.seeds) > 1))
@@ -185,6 +188,8 @@ class Fitter:
             folder = out if row == "encoder" and first else out / "fits" / f"{row}-fold-{fold + 1}-seed-{seed}"
             if row == "ideal":
                 continue  # knows the simulation, not the data: the flow asks it
+            if row in ("constant", "ridge") and not processes.is_first():
+                continue
             if row == "constant":
                 yield row, self._constant()
             elif row == "ridge":
@@ -219,6 +224,10 @@ class Fitter:
         loss = loss if target is None else Joint(loss, target)
         config = dataclasses.replace(recipe.train, seed=seed)
         fit = train.fit(encoder, loss, data.train, data.valid, config, out=folder, resume=True, progress=progress, name=self._label(row))
+        if not processes.is_first():
+            return
+        if fit.n_processes > 1:
+            self._say_processes(fit.n_processes)
         hub.save(
             folder / "model",
             fit.encoder,
@@ -264,6 +273,14 @@ class Fitter:
             if row == "encoder":
                 self._chosen.setdefault(name, {}).setdefault(chosen, []).append(self.place)
             yield f"{row}_{name}", Fitted(scored)
+
+    def _say_processes(self, n: int) -> None:
+        config = self.recipe.train
+        against = "all of them" if config.negatives == "gathered" else "those of their own process"
+        norm = "over all of them" if config.synchronise else "over those of each process"
+        said = f"Fitted by {n} processes with batches of {config.batch_size} segments, compared with {against}; batch norm {norm}."
+        if said not in self.said:
+            self.said.append(said)
 
     def _label(self, row: str) -> str:
         return f"{row} ({self.place})" if self.place else row

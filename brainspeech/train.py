@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,17 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from brainspeech import augment, hub, loading, memory, retrieval, sampling, similarity, stopping
+from brainspeech import augment, hub, loading, memory, processes, retrieval, sampling, similarity, stopping
 from brainspeech.batches import Batch, SegmentDataset
 from brainspeech.checkpoint import Generators, State, Store
+from brainspeech.models.base import estimator
 from brainspeech.models.linear import Ridge
+from brainspeech.models.synchronised import synchronised
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "bf16")
+NEGATIVES = ("gathered", "per_device")
 # How a fit is run, not what comes out: the same run may be given other values. ("half" of resident is another run.)
 HOW = ("resident", "checkpoint_minutes")
 # A finished or stopped run may be given more epochs or more patience; anything else would be another run.
@@ -57,7 +60,7 @@ class TrainConfig:
     lr : float
         Learning rate of Adam, constant.
     batch_size : int
-        Segments per step; all but one of them are negatives.
+        Segments per step, over all processes together; all but one of them are negatives.
     max_epochs : int
     max_steps_per_epoch : int
         An epoch is a pass over the training segments or this many steps, whichever ends first.
@@ -85,6 +88,12 @@ class TrainConfig:
         batch, so that a loss over several views has them; a batch is full when the next group does not go in.
     views : int or None
         With "grouped", at most so many segments of a stimulus go into a batch; the others go into other batches of the epoch.
+    negatives : {"gathered", "per_device"}
+        With several processes: "gathered" compares each segment with those of all processes, so that the loss is that of one process with
+        the whole batch; "per_device" with those of its own process, as in [1], where a batch of 256 was two times 128.
+    synchronise : bool
+        With several processes: batch norm over the whole batch, and one centre of spatial dropout for all, as in one process. False, as in
+        [1]: each process by itself; the running statistics are the first one's.
     augment : tuple of (str, dict)
         Transforms of the training signal in this order (``brainspeech.augment``); a name alone has no options. None by default, as in [1].
     checkpoint_minutes : float
@@ -104,11 +113,14 @@ class TrainConfig:
     resident: str = "auto"
     sampler: str = "segments"
     views: int | None = None
+    negatives: str = "gathered"
+    synchronise: bool = False
     augment: tuple[Any, ...] = ()
     checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
-        for name, known in (("precision", PRECISIONS), ("resident", loading.RESIDENT), ("sampler", sampling.SAMPLERS)):
+        names = {"precision": PRECISIONS, "resident": loading.RESIDENT, "sampler": sampling.SAMPLERS, "negatives": NEGATIVES}
+        for name, known in names.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if not self.checkpoint_minutes >= 0:
@@ -117,6 +129,8 @@ class TrainConfig:
             raise ValueError(
                 f'views must be at least 1 or None, and goes with sampler="grouped", got {self.views} with sampler={self.sampler!r}.'
             )
+        if self.synchronise and self.compile:
+            raise ValueError("synchronise=True and compile=True do not go together: set one of them to False.")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (a segment needs a negative), got {self.batch_size}.")
         for name in ("max_epochs", "max_steps_per_epoch", "patience"):
@@ -147,6 +161,7 @@ class Checkpoint:
         The first epoch that this call ran or went on with; 0 for a fresh fit.
     placed : str
         Where the data were while it was fitted, and how large they are.
+    n_processes : int
     """
 
     encoder: nn.Module
@@ -158,6 +173,7 @@ class Checkpoint:
     precision: str
     resumed_at: int = 0
     placed: str = ""
+    n_processes: int = 1
 
 
 def fit(
@@ -175,6 +191,9 @@ def fit(
     """Train an encoder, stop early on the validation loss, and give it back with its best weights.
 
     With a run folder, SIGTERM and Ctrl-C stop it after the step that is being taken, with a checkpoint from which ``resume`` goes on.
+
+    Started by torchrun or accelerate launch, all processes call it with the same arguments: each takes its part of every batch, and all
+    give back the same weights. The first one writes.
 
     Parameters
     ----------
@@ -197,7 +216,8 @@ def fit(
     Raises
     ------
     ValueError
-        If there are fewer than two training or validation segments, the checkpoint belongs to another configuration or other data, or an
+        If there are fewer than two training or validation segments, or too few for the processes, a loss cannot be compared over
+        processes as the configuration says, the checkpoint belongs to another configuration or other data, or an
         augmentation does not take its options.
     RuntimeError
         If the loss is not finite (the error names the batch's segments), the checkpoint is damaged or cannot be written, the data do not
@@ -210,6 +230,7 @@ def fit(
             raise ValueError(f"A fit needs at least two {what} segments (a segment and a negative), got {len(dataset)}.")
     if resume and out is None:
         raise ValueError("resume=True needs the run folder, got out=None.")
+    processes.start()
     accelerator, precision = _engine(config.precision)
     device = accelerator.device
     encoder.to(device)
@@ -221,24 +242,30 @@ def fit(
     optimiser = accelerator.prepare(optimiser)
     augmentation = augment.Augmentation(config.augment, sfreq=train.sfreq) if config.augment else None
     estimate = _compile(encoder, device) if config.compile else encoder
-    run = _Run(encoder, estimate, loss, optimiser, accelerator, config, _data_digest(train, valid), augmentation)
+    run = _Run(encoder, estimator(estimate), loss, optimiser, accelerator, config, _data_digest(train, valid), augmentation)
     store = None if out is None else Store(Path(out))
-    keeping = memory.kept() if device.type == "cpu" else nullcontext()
-    asking = stopping.at_boundary() if store else nullcontext()
-    with keeping, _seeded(config.seed), _tf32(config.tf32 and precision == "fp32"), asking as request:
-        if store is not None and not (resume and _restore(run, store)):
-            store.clear()
+    progress = progress and processes.is_first()
+    with ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(memory.kept())
+        stack.enter_context(_seeded(config.seed))
+        stack.enter_context(_tf32(config.tf32 and precision == "fp32"))
+        request = stack.enter_context(stopping.at_boundary()) if store else stopping.Request()
+        run.average = stack.enter_context(_spread(run, parameters, train, valid))
+        _begin(run, store, resume=resume)
         resumed_at = len(run.history)
-        keeper = _Keeper(run, store, request or stopping.Request())
+        keeper = _Keeper(run, store, request)
         (train, valid), placed = loading.place([train, valid], device, config.resident, reduced=precision == "bf16")
-        n_steps = min(len(_batch_order(train, config, epoch=0)), config.max_steps_per_epoch)
+        n_steps = len(_steps(train, config, epoch=0))
         done = resumed_at * n_steps + run.step
         with tqdm(total=config.max_epochs * n_steps, initial=done, desc=name, unit="step", disable=not progress) as bar:
             if device.type != "cpu":
                 bar.write(f"{name}: {placed}", file=sys.stderr) if progress else logger.info("%s: %s", name, placed)
             while not run.finished:
                 _run_epoch(run, train, valid, bar, keeper)
+                keeper.ask(now=True)
                 keeper.keep()
+        keeper.ask(now=True)
         keeper.stop()
     encoder.load_state_dict(_part(run.best, "encoder"))
     loss.load_state_dict(_part(run.best, "loss"))
@@ -252,6 +279,7 @@ def fit(
         precision=precision,
         resumed_at=resumed_at,
         placed=placed,
+        n_processes=processes.count(),
     )
 
 
@@ -314,13 +342,14 @@ class _Run:
     """Everything that changes while a fit runs, and what it is made of."""
 
     encoder: nn.Module
-    estimate: Callable[..., Tensor]  # the encoder, or what it was compiled to
+    estimate: Callable[[Batch], Tensor]  # by the encoder, or what it was compiled to
     loss: nn.Module
     optimiser: Any
     accelerator: Accelerator
     config: TrainConfig
     data: str
     augmentation: augment.Augmentation | None = None
+    average: Callable[[], None] = lambda: None  # waits until gradients are averaged over processes
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0  # of the epoch after the history
@@ -351,9 +380,66 @@ def _engine(precision: str) -> tuple[Accelerator, str]:
     # accelerate keeps one precision per process and refuses another; a second fit may well want one.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision="bf16" if chosen == "bf16" else "no")
-    if accelerator.num_processes > 1:
-        raise RuntimeError(f"A fit runs in one process, got {accelerator.num_processes}. Start it without a launcher.")
     return accelerator, chosen
+
+
+@contextmanager
+def _spread(run: _Run, parameters: Sequence[nn.Parameter], *parts: SegmentDataset) -> Iterator[Callable[[], None]]:
+    """Make several processes train one encoder inside the block; nothing where there is one."""
+    n, config = processes.count(), run.config
+    if n == 1:
+        yield run.average
+        return
+    losses: list[Any] = [part for part in run.loss.modules() if isinstance(getattr(part, "gather", None), bool)]
+    gathered = config.negatives == "gathered"
+    _check_spread(run, losses, parts)
+    before = [part.gather for part in losses]
+    with ExitStack() as stack:
+        stack.enter_context(processes.together())
+        if config.synchronise:
+            stack.enter_context(synchronised(run.encoder, run.loss))
+        for part in losses:
+            part.gather = gathered
+        try:
+            yield stack.enter_context(processes.averaged_gradients(parameters))
+        finally:
+            for part, was in zip(losses, before, strict=True):
+                part.gather = was
+
+
+def _check_spread(run: _Run, losses: Sequence[nn.Module], parts: Sequence[SegmentDataset]) -> None:
+    """Refuse what several processes cannot do together."""
+    n, config = processes.count(), run.config
+    processes.check_equal("configuration, segments and recordings", f"{run.data} {json.dumps(asdict(config))}")
+    if config.batch_size < 2 * n or (config.negatives == "per_device" and config.batch_size % n):
+        raise ValueError(
+            f"batch_size is shared by all processes: {n} of them need a multiple of {n}, at least {2 * n}, got {config.batch_size}."
+        )
+    small = min(len(part) for part in parts)
+    if small < 2 * n:
+        raise ValueError(f"{n} processes need at least {2 * n} segments in each split, got {small}. Start fewer processes.")
+    if config.negatives == "gathered" and not losses:
+        raise ValueError(
+            f"{type(run.loss).__name__} compares with the segments of its own process only (it has no option gather): set "
+            'negatives="per_device".'
+        )
+    norms = {id(b) for part in run.loss.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) for b in part.buffers()}
+    remembers = [name for name, buffer in run.loss.named_buffers() if id(buffer) not in norms and buffer.numel() > 1]
+    if config.negatives == "per_device" and remembers:
+        raise ValueError(
+            f"{type(run.loss).__name__} keeps something of every batch ({', '.join(remembers)}), which each process would have its own of: "
+            'set negatives="gathered".'
+        )
+
+
+def _begin(run: _Run, store: Store | None, *, resume: bool) -> None:
+    """Put a run where its checkpoint stands, or at the start, in all processes alike."""
+    if store is not None:
+        restored = processes.first(lambda: resume and _restore(run, store))
+        processes.check_equal(f"checkpoint in {store.folder}", str(restored))
+        if not restored:
+            processes.alone(store.clear)
+    processes.hand_out(list(run.weights().values()))
 
 
 @contextmanager
@@ -369,19 +455,42 @@ def _seeded(seed: int) -> Iterator[None]:
             random.setstate(state)
 
 
-def _batch_order(dataset: SegmentDataset, config: TrainConfig, *, epoch: int) -> list[np.ndarray]:
-    """Put an epoch's training segments into batches."""
+def _steps(dataset: SegmentDataset, config: TrainConfig, *, epoch: int | None) -> list[list[np.ndarray]]:
+    """Give the rows of each process in each step: an epoch's training steps, or, without an epoch, all segments, always the same."""
+    n = processes.count()
+    apart = n > 1 and config.negatives == "per_device"
+    steps = []
+    if apart and config.sampler == "grouped":  # a group stays in one process
+        batches = _batches(dataset, config, config.batch_size // n, epoch)
+        n_full = len(batches) // n * n
+        steps = [batches[i : i + n] for i in range(0, n_full, n)]
+        if epoch is None and n_full < len(batches):
+            steps.append([*batches[n_full:], *[np.array([], dtype=int)] * (n - len(batches) + n_full)])
+        if not steps:
+            raise ValueError(
+                f"{n} processes that compare within themselves need {n} batches of {config.batch_size // n} segments in whole groups, got "
+                f'{len(batches)}. Start fewer processes, or set negatives="gathered".'
+            )
+    else:
+        steps = [np.array_split(batch, n) for batch in _batches(dataset, config, config.batch_size, epoch)]
+        if apart and min(len(rows) for step in steps for rows in step) < 2:
+            raise ValueError(
+                f"{n} processes that compare within themselves leave one of them a single segment of a batch of {config.batch_size}: start "
+                'fewer processes, set a larger batch_size, or negatives="gathered".'
+            )
+    return steps if epoch is None else steps[: config.max_steps_per_epoch]
+
+
+def _batches(dataset: SegmentDataset, config: TrainConfig, batch_size: int, epoch: int | None) -> list[np.ndarray]:
+    """Put an epoch's training segments into batches, or all segments, the same in every epoch."""
     if config.sampler == "segments":
-        return sampling.segment_batches(len(dataset), config.batch_size, seed=config.seed, epoch=epoch)
+        if epoch is None:
+            return sampling.segment_parts(len(dataset), batch_size, seed=config.seed)
+        return sampling.segment_batches(len(dataset), batch_size, seed=config.seed, epoch=epoch)
     ids = dataset.stimulus_id.numpy()
-    return sampling.group_batches(ids, config.batch_size, seed=config.seed, epoch=epoch, views=config.views)
-
-
-def _valid_batches(dataset: SegmentDataset, config: TrainConfig) -> list[np.ndarray]:
-    """Put all validation segments into batches, the same in every epoch."""
-    if config.sampler == "segments":
-        return sampling.segment_parts(len(dataset), config.batch_size, seed=config.seed)
-    return sampling.group_parts(dataset.stimulus_id.numpy(), config.batch_size, seed=config.seed, views=config.views)
+    if epoch is None:
+        return sampling.group_parts(ids, batch_size, seed=config.seed, views=config.views)
+    return sampling.group_batches(ids, batch_size, seed=config.seed, epoch=epoch, views=config.views)
 
 
 def _compile(encoder: nn.Module, device: torch.device) -> Callable[..., Tensor]:
@@ -412,41 +521,46 @@ def _tf32(on: bool) -> Iterator[None]:
 
 
 class _Keeper:
-    """Writes the checkpoints of a fit, and ends it where a signal asked for that."""
+    """Writes the checkpoints of a fit, and ends it where a signal asked for that; in several processes all do so after the same step."""
 
     def __init__(self, run: _Run, store: Store | None, request: stopping.Request):
         self.run, self.store, self.request = run, store, request
         self.last = time.monotonic()
+        self.signum = 0  # the signal that all processes know of
+        self.n_asked = 0
 
-    @property
-    def stopping(self) -> bool:
-        """Whether a signal asked for an end that can be gone on from."""
-        return self.store is not None and bool(self.request.signum)
-
-    @property
-    def due(self) -> bool:
-        """Whether a checkpoint is to be written before the epoch ends."""
-        late = time.monotonic() - self.last >= 60 * self.run.config.checkpoint_minutes
-        return self.stopping or (self.store is not None and late)
+    def ask(self, *, now: bool = False) -> bool:
+        """Say whether a checkpoint is to be written here. Processes with GPUs come to an agreement every so many steps, or `now`."""
+        if self.store is None:
+            return False
+        self.n_asked += 1
+        rare = processes.is_spread() and self.run.accelerator.device.type != "cpu" and self.run.config.checkpoint_minutes > 0
+        if rare and not now and self.n_asked % CHECKED_EVERY:
+            return False
+        late = processes.is_first() and time.monotonic() - self.last >= 60 * self.run.config.checkpoint_minutes
+        signum, due = processes.largest([self.request.signum, late])
+        self.signum = int(signum)
+        return bool(signum or due)
 
     def keep(self, generators: Generators | None = None) -> None:
         """Write a checkpoint, with the generators as they are unless earlier ones are given; then stop if that was asked for."""
-        if self.store is None:
+        store = self.store
+        if store is None:
             return
-        self.store.save(_snapshot(self.run, generators or Generators.now()))
+        processes.alone(lambda: store.save(_snapshot(self.run, generators or Generators.now())))
         self.last = time.monotonic()
         self.stop()
 
     def stop(self) -> None:
         """Raise ``Stopped`` if a signal asked for an end."""
-        if not self.stopping or self.store is None:
+        if not self.signum or self.store is None:
             return
         n_epochs, step = len(self.run.history), self.run.step
         place = f"in epoch {n_epochs} after step {step}" if step else f"after {n_epochs} epoch{'s' * (n_epochs != 1)}"
         raise stopping.Stopped(
-            f"stopped by {stopping.name(self.request.signum)} {place}; the checkpoint {self.store.folder} has it all. "
+            f"stopped by {stopping.name(self.signum)} {place}; the checkpoint {self.store.folder} has it all. "
             "The same command goes on from there.",
-            self.request.signum,
+            self.signum,
         )
 
 
@@ -464,12 +578,22 @@ class _Watch:
         if self.at_once or len(self.flags) >= 2 * CHECKED_EVERY:
             self.read()
 
+    def skip(self) -> None:
+        """Take note that this process has no part in a batch: all look at the same times."""
+        for what in ("estimate", "loss"):
+            self.see(what, np.array([], dtype=int), torch.ones(0, dtype=torch.bool, device=self.run.accelerator.device))
+
     def read(self) -> None:
         """Raise an error for the first batch with something that is not finite."""
         seen, self.flags = self.flags, []
         if not seen:
             return
         finite = torch.cat([flags for _, _, flags in seen]).cpu().numpy()
+        elsewhere = processes.largest([not finite.all()])[0] and finite.all()
+        if elsewhere:
+            raise processes.Elsewhere(
+                "Something is not finite in another process, whose message names the segments. The last checkpoint stands."
+            )
         start = 0
         for what, rows, _ in seen:
             own = finite[start : start + len(rows)]
@@ -482,63 +606,83 @@ def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqd
     """Train one pass, or what is left of it, validate, and keep the weights if they are the best so far."""
     began = time.perf_counter() - run.seconds
     config, epoch = run.config, len(run.history)
-    batches = _batch_order(train, config, epoch=epoch)[: config.max_steps_per_epoch]
+    steps, rank = _steps(train, config, epoch=epoch), processes.rank()
     run.encoder.train()
     run.loss.train()
     watch = _Watch(run, train)
     unread: list[Tensor] = []
-    for rows, batch in loading.stream(train, batches[run.step :], run.accelerator.device):
+    apart = processes.is_spread() and config.negatives == "per_device"
+    for rows, batch in loading.stream(train, [step[rank] for step in steps[run.step :]], run.accelerator.device):
+        seed = (config.seed, epoch, run.step, *([rank] if rank else []))
+        if rank:  # The first process draws on as a single one would, and its generators are kept; those of the others follow from the step.
+            _reseed(seed)
         if run.augmentation is not None:
-            signal = run.augmentation(batch.signal, batch.channel_mask, seed=(config.seed, epoch, run.step))
-            batch = replace(batch, signal=signal)
+            batch = replace(batch, signal=run.augmentation(batch.signal, batch.channel_mask, seed=seed))
         run.optimiser.zero_grad()
         value, _ = _compute(run, rows, batch, watch)
+        if apart:  # processes are averaged; so that segments are, each counts by how many it has
+            value = value * (len(rows) * len(steps[run.step]) / sum(map(len, steps[run.step])))
         run.accelerator.backward(value)
+        run.average()
         run.optimiser.step()
         unread.append(value.detach())
         run.step += 1
         bar.update()
-        if keeper.due:
+        if keeper.ask():
             watch.read()
-            run.losses += _read(unread)
+            run.losses += _read(unread, apart=apart)
             run.seconds = time.perf_counter() - began
             keeper.keep()
     watch.read()
-    run.losses += _read(unread)
+    run.losses += _read(unread, apart=apart)
+    # Running statistics steer no training; all validate with those that are kept.
+    processes.hand_out([*run.encoder.buffers(), *run.loss.buffers()])
     generators = Generators.now()
 
     def pause() -> None:
-        if keeper.stopping:
+        keeper.ask(now=True)
+        if keeper.signum:
             run.seconds = time.perf_counter() - began
             keeper.keep(generators)
 
     valid_loss, top10 = _validate(run, valid, pause)
-    n_steps = (run.history[-1]["step"] if run.history else 0) + len(batches)
-    entry = {"epoch": epoch, "step": n_steps, "train_loss": float(np.mean(run.losses)), "valid_loss": valid_loss, "valid_top10": top10}
-    run.history.append(entry | {"lr": config.lr, "seconds": round(time.perf_counter() - began, 3)})
+    n_steps = (run.history[-1]["step"] if run.history else 0) + len(steps)
+    values = {"train_loss": float(np.mean(run.losses)), "valid_loss": valid_loss, "valid_top10": top10}
+    values |= {"lr": config.lr, "seconds": round(time.perf_counter() - began, 3)}
+    # All processes go by the first one's numbers: the last bits may differ, and with them the epoch in which a fit ends.
+    entry = {"epoch": epoch, "step": n_steps, **dict(zip(values, processes.from_first(list(values.values())), strict=True))}
+    run.history.append(entry)
     run.step, run.losses, run.seconds = 0, [], 0.0
     if run.best_epoch == epoch:
         run.best = {key: value.detach().clone() for key, value in run.weights().items()}
     bar.set_postfix(epoch=epoch, train=f"{entry['train_loss']:.3f}", valid=f"{valid_loss:.3f}", top10=f"{top10:.1%}")
 
 
-def _read(values: list[Tensor]) -> list[float]:
-    """Bring losses from the device, all at once, and empty the list."""
+def _read(values: list[Tensor], *, apart: bool = False) -> list[float]:
+    """Bring losses from the device, all at once, and empty the list; those of processes that are apart are averaged."""
     read = torch.stack(values).tolist() if values else []
     values.clear()
-    return read
+    return [value / processes.count() for value in processes.total(read)] if apart and read else read
+
+
+def _reseed(seed: Sequence[int]) -> None:
+    """Seed torch's and Python's global generators with several numbers."""
+    number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    torch.manual_seed(number)
+    random.seed(number)
 
 
 def _compute(run: _Run, rows: np.ndarray, batch: Batch, watch: _Watch) -> tuple[Tensor, Tensor]:
-    """Loss and estimates of a batch; only the encoder runs in the reduced precision."""
+    """Loss and estimates of this process's part of a batch; only the encoder runs in the reduced precision."""
     with run.accelerator.autocast():
-        estimates = run.estimate(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask).float()
+        estimates = run.estimate(batch).float()
     watch.see("estimate", rows, estimates.detach().isfinite().flatten(1).all(1))
     try:
         with _tf32(False):
             value = run.loss(estimates, batch.target, row_ids=batch.stimulus_id, col_ids=batch.stimulus_id).loss
     except ValueError:
-        watch.read()  # a loss that looks for itself knows rows, but not whose they are
+        if not processes.is_spread():
+            watch.read()  # a loss that looks for itself knows rows, but not whose they are
         raise
     watch.see("loss", rows, value.detach().isfinite().expand(len(rows)))
     return value, estimates
@@ -555,17 +699,26 @@ def _validate(run: _Run, valid: SegmentDataset, pause: Callable[[], None]) -> tu
     column = {int(valid.stimulus_id[i]): j for j, i in enumerate(first)}
     scores = getattr(run.loss, "scores", similarity.candidate_normalised)
     watch = _Watch(run, valid)
-    batches = _valid_batches(valid, run.config)
-    values, ranks = [], []
-    for rows, batch in loading.stream(valid, batches, device):
+    steps, rank = _steps(valid, run.config, epoch=None), processes.rank()
+    apart = processes.is_spread() and run.config.negatives == "per_device"
+    mine = loading.stream(valid, [step[rank] for step in steps if len(step[rank])], device)
+    values, weights, ranks = [], [], []
+    for step in steps:
         pause()
+        if not len(step[rank]):
+            watch.skip()
+            continue
+        rows, batch = next(mine)
         value, estimates = _compute(run, rows, batch, watch)
         values.append(value)
+        weights.append(len(rows) if apart else sum(map(len, step)))
         own = torch.tensor([column[int(valid.stimulus_id[row])] for row in rows], device=estimates.device)
         ranks.append(retrieval.ranks(estimates, candidates, own, scores=scores))
     watch.read()
-    total = sum(value * len(rows) for value, rows in zip(_read(values), batches, strict=True))
-    return total / len(valid), float(retrieval.topk_accuracy(torch.cat(ranks).cpu(), 10))
+    total = float(sum(value * n for value, n in zip(_read(values), weights, strict=True)))
+    n_right = round(retrieval.topk_accuracy(torch.cat(ranks).cpu(), 10) * sum(map(len, ranks))) if ranks else 0
+    all_total, all_right = processes.total([total, n_right])
+    return (all_total if apart else total) / len(valid), all_right / len(valid)
 
 
 def _not_finite(what: str, dataset: SegmentDataset, rows: np.ndarray, run: _Run) -> RuntimeError:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brainspeech import flow, report
+from brainspeech import flow, processes, report
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
 from brainspeech.recipe import Recipe
@@ -248,6 +248,7 @@ def run(
     RuntimeError
         If the reference cannot be run, or nothing else can.
     """
+    processes.start()
     n_subjects = None
     if what == "subjects":
         dataset = flow.load_dataset(recipe, root)
@@ -265,7 +266,9 @@ def run(
             if rows is not None and name != plan.reference:
                 one = dataclasses.replace(one, rows=tuple(rows))
             one = dataclasses.replace(one, title=f"{recipe.title} ({variant.meaning})")
-            if not _finished(one, out / name, root, source):
+            here = out / name
+            finished = processes.alone(lambda one=one, here=here: _finished(one, here, root, source))  # type: ignore[misc]
+            if not processes.from_first([bool(finished)])[0]:
                 flow.run(one, root=root, out=out / name, cache=cache, source=source, progress=progress)
         except (ValueError, RuntimeError, OSError) as error:
             if name == plan.reference:
@@ -284,7 +287,7 @@ def run(
         source=SOURCES.get(what, ""),
         chance=None if plan.axis else "random",
     )
-    report.write_ladder(result, out)
+    processes.alone(lambda: report.write_ladder(result, out))
     return result
 
 

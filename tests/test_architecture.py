@@ -26,25 +26,27 @@ FLOORS = [
         "similarity",
         "statistics",
         "provenance",
+        "host",
         "memory",
         "naming",
+        "processes",
         "resident",
         "sampling",
         "stopping",
         "subjects",
         "download",
     },
-    {"events", "manifests", "protocols"},
+    {"events", "manifests", "protocols", "resampling", "spreading"},
     {"segments_paper"},
     {"preprocess", "datasets", "features", "segments", "controls", "augment", "models", "losses", "retrieval", "scorers", "quality"},
-    {"batches", "hub", "prediction", "card", "lexicon", "regression"},
+    {"batches", "hub", "prediction", "card", "lexicon", "regression", "signals"},
     {"checkpoint", "loading"},
     {"train", "evaluate", "scoring", "ideal", "attribution", "given", "related"},
     {"decoded"},
     {"figures"},
     {"calibrate", "text", "stream", "report"},
     {"recipe"},
-    {"rows", "parameters"},
+    {"rows", "parameters", "pretrained"},
     {"flow"},
     {"decoder", "variants"},
     {"release"},
@@ -259,3 +261,10 @@ def test_the_first_import_is_light(module):
     loaded = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     assert "brainspeech" in loaded
     assert not set(HEAVY) & set(loaded)
+
+
+def test_a_run_starts_without_what_only_its_end_needs():
+    """Figures and regressions are made when a fit is over: their libraries would keep its first step waiting."""
+    script = "import sys, brainspeech.flow; print(*sorted({'sklearn', 'matplotlib', 'transformers', 'braindecode'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert loaded.split() == []

@@ -20,7 +20,7 @@ from torch import nn
 from brainspeech import hub, loading, losses, models, retrieval, stopping, train
 from brainspeech.batches import BatchConfig, SegmentDataset, fit_statistics
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
-from brainspeech.train import TrainConfig, _batch_order, _valid_batches, fit, fit_ridge
+from brainspeech.train import TrainConfig, _steps, fit, fit_ridge
 
 SFREQ = 20.0
 CONFIG = TrainConfig(lr=3e-3, batch_size=16, max_epochs=3, patience=5, seed=3, precision="fp32")
@@ -185,7 +185,7 @@ def test_validation_equals_the_loop():
     assert len(first) < len(valid)
     total, hits = 0.0, 0
     with torch.no_grad():
-        for rows in _valid_batches(valid, CONFIG):
+        for (rows,) in _steps(valid, CONFIG, epoch=None):
             batch = valid.batch(rows)
             estimates = fitted.encoder(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask)
             total += float(loss(estimates, batch.target, row_ids=batch.stimulus_id).loss) * len(rows)
@@ -214,7 +214,7 @@ def test_it_stops_early_and_gives_back_the_best_weights(tmp_path):
 @pytest.mark.parametrize("how", [KeyboardInterrupt(), RuntimeError("power cut")])
 def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path, how):
     whole = run(out=tmp_path / "whole")
-    per_epoch = len(DATA["train"]) // 16 + len(_valid_batches(DATA["valid"], CONFIG))
+    per_epoch = len(DATA["train"]) // 16 + len(_steps(DATA["valid"], CONFIG, epoch=None))
     with pytest.raises(type(how)):
         run(out=tmp_path / "cut", loss=Dying(per_epoch + 3, how))
     torch.manual_seed(99)  # nothing of the present process may matter
@@ -241,7 +241,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return self.inner(*args, **kwargs)
 
-        n = len(t.DATA["train"]) // 16 + len(t._valid_batches(t.DATA["valid"], t.CONFIG))
+        n = len(t.DATA["train"]) // 16 + len(t._steps(t.DATA["valid"], t.CONFIG, epoch=None))
         t.run(out={str(tmp_path)!r}, loss=Killer(n + 2, None))
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
@@ -316,7 +316,7 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_last_checkpoin
             output = self.inner(*args, **kwargs)
             return output._replace(loss=output.loss * (torch.nan if self.calls >= self.at else 1.0))
 
-    n = len(DATA["train"]) // 16 + len(_valid_batches(DATA["valid"], CONFIG))
+    n = len(DATA["train"]) // 16 + len(_steps(DATA["valid"], CONFIG, epoch=None))
     with pytest.raises(RuntimeError, match=r"loss is not finite in epoch 1: .* and 8 more"):
         run(loss=Late(n + 1, None), out=tmp_path)
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["sampler"]["next_epoch"] == 1
@@ -370,7 +370,7 @@ def stopping_at(at, signum, inner=None):
 
 
 N_STEPS = len(DATA["train"]) // 16
-N_VALID = len(_valid_batches(DATA["valid"], CONFIG))
+N_VALID = len(_steps(DATA["valid"], CONFIG, epoch=None))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -544,7 +544,7 @@ def test_on_a_gpu_it_learns_and_a_step_does_not_wait(tmp_path, changes):
 
 def test_batches_gathered_ahead_for_a_device_come_in_order():
     """The meta device stands for a GPU: a thread gathers the next batch, and no batch is lost, doubled or swapped."""
-    order = _batch_order(DATA["train"], CONFIG, epoch=0)
+    order = [rows for (rows,) in _steps(DATA["train"], CONFIG, epoch=0)]
     seen = list(loading.stream(DATA["train"], order, torch.device("meta")))
     assert [rows.tolist() for rows, _ in seen] == [rows.tolist() for rows in order]
     assert all(batch.signal.device.type == "meta" and len(batch.signal) == len(rows) for rows, batch in seen)

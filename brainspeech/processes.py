@@ -1,0 +1,267 @@
+"""Several processes that do one thing: who is the first, what they tell each other, and a backward pass that adds up their gradients.
+
+A launcher (torchrun, accelerate launch) starts the same command several times and says so in the environment. Everything here does nothing
+where there is one process.
+
+What processes agree on travels between CPUs (gloo), so that no GPU waits for it; tensors of a GPU travel between GPUs (NCCL).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class Elsewhere(RuntimeError):
+    """What went wrong in another process, which says more about it."""
+
+    elsewhere = True
+
+
+# One process may filter recordings or evaluate for hours while the others wait; when one dies, the launcher ends the rest.
+PATIENCE = timedelta(days=7)
+LONGEST = 2000  # bytes of an error's text that other processes are told
+
+
+def start() -> None:
+    """Meet the other processes that a launcher started; once per process.
+
+    Raises
+    ------
+    RuntimeError
+        If the machine has GPUs, but none for this process, or the others cannot be reached.
+    """
+    if not dist.is_available() or dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+    if cuda:
+        local, n = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= n:
+            raise RuntimeError(
+                f"Process {local} of this machine has no GPU: there are {n}. Start at most {n} per machine (torchrun --nproc-per-node {n})."
+            )
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise RuntimeError(
+            f"The launcher says that there are {os.environ['WORLD_SIZE']} processes, but they cannot meet at {where}: {error}"
+        ) from error
+
+
+def end() -> None:
+    """Part from the others, as far as ``start`` met them."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_spread() -> bool:
+    """Say whether there is more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def count() -> int:
+    """Give the number of processes."""
+    return dist.get_world_size() if is_spread() else 1
+
+
+def rank() -> int:
+    """Give this process's number, from 0; also before ``start``."""
+    return dist.get_rank() if is_spread() else int(os.environ.get("RANK", "0")) if _is_launched() else 0
+
+
+def is_first() -> bool:
+    """Say whether this is the process that writes files and talks to the user."""
+    return rank() == 0
+
+
+def _is_launched() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def alone(work: Callable[[], T]) -> T | None:
+    """Let the first process do something while the others wait; None in these.
+
+    Raises
+    ------
+    Elsewhere
+        In the others, if it went wrong in the first one, with that one's message.
+    """
+    if not is_spread():
+        return work()
+    result, error = None, None
+    if is_first():
+        try:
+            result = work()
+        except Exception as e:
+            error = e
+    told = _tell("" if error is None else f"{error}" or type(error).__name__)
+    if error is not None:
+        raise error
+    if told:
+        raise Elsewhere(f"The first process ended with an error: {told}")
+    return result
+
+
+def first(work: Callable[[], T]) -> T:
+    """Let the first process do something, then the others: they find in the cache what it put there.
+
+    Raises
+    ------
+    Elsewhere
+        As ``alone``.
+    """
+    result = alone(work)
+    return work() if result is None and not is_first() else result  # type: ignore[return-value]
+
+
+def wait() -> None:
+    """Wait until all have come here."""
+    if is_spread():
+        total([0.0])
+
+
+def _tell(text: str) -> str:
+    """Tell all processes what the first one says."""
+    data = torch.zeros(LONGEST, dtype=torch.uint8)
+    encoded = text.encode()[:LONGEST]
+    data[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else data[:0]
+    with together():
+        data = data.to(_desk())
+        dist.broadcast(data, 0)
+    return bytes(data.tolist()).rstrip(b"\0").decode(errors="replace")
+
+
+def from_first(values: Sequence[float]) -> list[float]:
+    """Give all processes the first one's numbers."""
+    return _agree(values, lambda numbers: dist.broadcast(numbers, 0))
+
+
+def largest(values: Sequence[float]) -> list[float]:
+    """Give the largest of all processes, number by number."""
+    return _agree(values, lambda numbers: dist.all_reduce(numbers, dist.ReduceOp.MAX))
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """Sum over processes, number by number."""
+    return _agree(values, dist.all_reduce)
+
+
+def _agree(values: Sequence[float], exchange: Callable[[Tensor], object]) -> list[float]:
+    if not is_spread():
+        return list(values)
+    with together():
+        numbers = torch.tensor(values, dtype=torch.float64, device=_desk())
+        exchange(numbers)
+    return numbers.tolist()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Say in our words, inside the block, that another process is gone.
+
+    Raises
+    ------
+    Elsewhere
+        Instead of what gloo or NCCL say.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = is_spread() and ("gloo" in str(error) or isinstance(error, dist.DistError))
+        if not lost:
+            raise
+        raise Elsewhere(
+            f"Process {rank()} lost the others: one of them ended, and its own message says why. What was finished is kept."
+        ) from error
+
+
+def _desk() -> str:
+    """Where numbers to be agreed on lie: on the CPU if processes can talk there."""
+    return "cpu" if "cpu" in str(dist.get_backend_config()) or dist.get_backend() == "gloo" else "cuda"
+
+
+def check_equal(what: str, text: str) -> None:
+    """Refuse processes of which each sees something else.
+
+    Raises
+    ------
+    RuntimeError
+        In all of them, if one has another text than the first.
+    """
+    differs = is_spread() and _tell(text) != text[:LONGEST]
+    if largest([differs])[0]:
+        raise RuntimeError(
+            f"Processes do not see the same {what}{f' (process {rank()} for one)' * differs}. They need the same files in the same places "
+            "(a file system that all machines share), the same command and the same version of brainspeech."
+        )
+
+
+def hand_out(tensors: Sequence[Tensor]) -> None:
+    """Give all processes the first one's tensors, in place."""
+    if is_spread():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
+
+
+def gather(local: Tensor) -> Tensor:
+    """Stack the tensors (...) of all processes, all of one shape, to (P, ...); in the backward pass each gets the sum of its gradients."""
+    return _Gather.apply(local.contiguous())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:
+        every = [torch.empty_like(local) for _ in range(count())]
+        dist.all_gather(every, local)
+        return torch.stack(every)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad[rank()]
+
+
+@contextmanager
+def averaged_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[], None]]:
+    """Average gradients over processes inside the block, each as soon as the backward pass has it, while it goes on with the rest.
+
+    Yields
+    ------
+    function
+        To be called after the backward pass: it waits until all are averaged.
+    """
+    if not is_spread():
+        yield lambda: None
+        return
+    under_way: list[dist.Work] = []
+
+    def send(parameter: Tensor) -> None:
+        assert parameter.grad is not None  # for mypy
+        if not parameter.grad.is_contiguous():
+            parameter.grad = parameter.grad.contiguous()
+        parameter.grad.div_(count())
+        under_way.append(dist.all_reduce(parameter.grad, async_op=True))
+
+    def finish() -> None:
+        for work in under_way:
+            work.wait()
+        under_way.clear()
+
+    hooks = [parameter.register_post_accumulate_grad_hook(send) for parameter in parameters]
+    try:
+        yield finish
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,150 @@
+"""What each of the two processes of test_processes does; imported by name in a spawned process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import test_train as t
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from brainspeech import losses, processes, stopping, train
+from brainspeech.models.conv import ConvEncoder
+from brainspeech.models.layers import BatchNorm1d, SpatialAttention
+from brainspeech.models.synchronised import synchronised
+
+
+class DoubleConv(ConvEncoder):
+    """The encoder in float64, so that what only rounding makes of a gradient of zero stays too small for Adam to act on."""
+
+    def __init__(self, *, n_subjects, n_features, **options):
+        super().__init__(n_subjects=n_subjects, n_features=n_features, **options)
+        self.double()
+
+    def forward(self, signal, positions, subject, channel_mask=None, **known):
+        return super().forward(signal.double(), positions.double(), subject, channel_mask=channel_mask, **known)
+
+
+def start(rank, file):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+
+
+def stop():
+    processes.end()
+
+
+def agree(rank):
+    """All that processes tell each other."""
+
+    def fail():
+        raise OSError("the disk is full")
+
+    done = []
+    answers = {
+        "who": (processes.rank(), processes.count(), processes.is_first(), processes.is_spread()),
+        "largest": processes.largest([rank, -rank]),
+        "total": processes.total([1.5, rank]),
+        "from_first": processes.from_first([rank + 0.25]),
+        "first": processes.first(lambda: done.append(rank) or rank),
+        "alone": processes.alone(lambda: done.append(10 + rank) or 7),
+    }
+    answers["done"] = done
+    for what, call in (
+        ("failed", lambda: processes.alone(fail)),
+        ("equal", lambda: processes.check_equal("shoes", "brown")),
+        ("differing", lambda: processes.check_equal("shoes", f"brown {rank}")),
+    ):
+        try:
+            answers[what] = call()
+        except (OSError, RuntimeError) as error:
+            answers[what] = f"{type(error).__name__}: {error}"
+    return answers
+
+
+def normalise(parts, weights, *, innermost):
+    """Batch norm of this process's part of a batch, in training and then in evaluation, with gradients and statistics."""
+    part = parts[processes.rank()]
+    signal = part.transpose(1, 2).contiguous().transpose(1, 2) if innermost else part
+    signal.requires_grad_()
+    layer = nn.Sequential(BatchNorm1d(part.shape[1])).to(part.dtype)
+    with torch.no_grad():
+        layer[0].weight += weights
+    names = list(layer.state_dict())
+    with synchronised(layer):
+        assert list(layer.state_dict()) == names
+        out = layer(signal)
+        (out * torch.arange(out.shape[2])).square().sum().backward()
+        layer.eval()
+        later = layer(part)
+    assert isinstance(layer[0], BatchNorm1d)
+    return {
+        "out": out.detach().numpy(),
+        "later": later.detach().numpy(),
+        "signal": signal.grad.numpy(),
+        "weight": processes.total(layer[0].weight.grad.tolist()),
+        "state": {key: value.numpy() for key, value in layer.state_dict().items()},
+    }
+
+
+def centres(seeds, *, shared):
+    """Draw the place that spatial attention leaves out."""
+    torch.manual_seed(seeds[processes.rank()])
+    attention = nn.Sequential(SpatialAttention(2, n_harmonics=2))
+    if not shared:
+        return attention[0]._draw_centre(torch.device("cpu")).tolist()
+    with synchronised(attention):
+        return attention[0]._draw_centre(torch.device("cpu")).tolist()
+
+
+def make_encoder(*, double):
+    torch.manual_seed(0)
+    options = {"n_subjects": 2, "n_features": 3, "n_virtual": 6, "hidden": 8, "depth": 2, "n_harmonics": 3}
+    return DoubleConv(**options) if double else ConvEncoder(**options)
+
+
+def fit(changes, *, double=False, out=None, resume=False, stop_at=None, loss="clip", spoilt=(), plain=False):
+    """Fit, or try to; `stop_at` sends the second process a SIGTERM at a step, `spoilt` are training segments with NaN."""
+    config = replace(t.CONFIG, **changes)
+    data = t.make_data(n_subjects=2) if spoilt else t.DATA
+    if spoilt:
+        inner = data["train"].batch
+
+        def batch(rows):
+            made = inner(rows)
+            for i, row in enumerate(rows):
+                if row in spoilt:
+                    made.signal[i] = torch.nan
+            return made
+
+        data["train"].batch = batch
+    calls = 0
+    compute = train._compute
+
+    def counted(*arguments):
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls == stop_at and torch.is_grad_enabled() and processes.rank() == processes.count() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(*arguments)
+
+    train._compute = counted
+    try:
+        made = t.Dying(-1, None) if plain else losses.build(loss)
+        if plain:
+            del made.inner.gather
+        done = t.run(config, data=data, encoder=make_encoder(double=double), loss=made, out=out, resume=resume)
+    except (ValueError, RuntimeError, stopping.Stopped) as error:
+        return {"error": f"{type(error).__name__}: {error}", "calls": calls}
+    finally:
+        train._compute = compute
+    return {
+        "history": t.without_time(done.history),
+        "weights": {key: value.numpy() for key, value in done.encoder.state_dict().items()},
+        "n_processes": done.n_processes,
+        "resumed_at": done.resumed_at,
+        "gather": getattr(made, "gather", None),
+    }
