@@ -8,10 +8,86 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 SAMPLERS = ("segments", "grouped")
+
+
+@dataclass(frozen=True)
+class Order:
+    """How segments are put into batches.
+
+    Parameters
+    ----------
+    sampler : {"segments", "grouped"}
+    batch_size, seed, views : int
+        As ``segment_batches`` and ``group_batches`` have them.
+    """
+
+    sampler: str
+    batch_size: int
+    seed: int
+    views: int | None = None
+
+    def batches(self, ids: np.ndarray, epoch: int | None, batch_size: int) -> list[np.ndarray]:
+        """Put an epoch's training segments into batches; or, without an epoch, all segments, always the same."""
+        if self.sampler == "segments":
+            if epoch is None:
+                return segment_parts(len(ids), batch_size, seed=self.seed)
+            return segment_batches(len(ids), batch_size, seed=self.seed, epoch=epoch)
+        if epoch is None:
+            return group_parts(ids, batch_size, seed=self.seed, views=self.views)
+        return group_batches(ids, batch_size, seed=self.seed, epoch=epoch, views=self.views)
+
+
+def share(order: Order, ids: np.ndarray, epoch: int | None, *, n_processes: int, apart: bool) -> list[list[np.ndarray]]:
+    """Share out batches among processes.
+
+    Parameters
+    ----------
+    order : Order
+        Its batch size is that of all processes together.
+    ids : array of int, shape (n,)
+        Segments with one id are a group.
+    epoch : int or None
+        See ``Order.batches``.
+    apart : bool
+        Whether each process compares its segments with each other only. Then a group stays in one process.
+
+    Returns
+    -------
+    list of list of array
+        For each step, each process's rows. Only without an epoch, and apart, some of the last may be empty.
+
+    Raises
+    ------
+    ValueError
+        If there is too little for so many processes.
+    """
+    if apart and n_processes > 1 and order.sampler == "grouped":
+        size = order.batch_size // n_processes
+        batches = order.batches(ids, epoch, size)
+        n_full = len(batches) // n_processes * n_processes
+        steps = [batches[i : i + n_processes] for i in range(0, n_full, n_processes)]
+        if epoch is None and n_full < len(batches):
+            steps.append([*batches[n_full:], *[np.array([], dtype=int)] * (n_processes - len(batches) + n_full)])
+        if not steps:
+            raise ValueError(
+                f"{n_processes} processes that compare within themselves need {n_processes} batches of {size} segments in whole groups, "
+                f'got {len(batches)}. Start fewer processes, or set negatives="gathered".'
+            )
+        return steps
+    steps = [np.array_split(batch, n_processes) for batch in order.batches(ids, epoch, order.batch_size)]
+    fewest = min(len(rows) for step in steps for rows in step)
+    needed = 2 if apart else 1
+    if n_processes > 1 and fewest < needed:
+        raise ValueError(
+            f"Each of {n_processes} processes needs at least {needed} segments of a batch of {order.batch_size}, got {fewest} in one: "
+            "start fewer processes, or set a larger batch_size."
+        )
+    return steps
 
 
 def segment_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:

@@ -38,6 +38,7 @@ from brainspeech.checkpoint import Generators, State, Store
 from brainspeech.models.base import estimator
 from brainspeech.models.linear import Ridge
 from brainspeech.models.synchronised import synchronised
+from brainspeech.watching import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ NEGATIVES = ("gathered", "per_device")
 HOW = ("resident", "checkpoint_minutes")
 # A finished or stopped run may be given more epochs or more patience; anything else would be another run.
 MAY_CHANGE = ("max_epochs", "patience", *HOW)
-SHOWN = 8  # segments that an error names
-CHECKED_EVERY = 50  # steps after which a GPU is asked whether all was finite
+ASKED_EVERY = 50  # steps after which processes with GPUs ask each other whether to stop
 
 
 @dataclass(frozen=True)
@@ -457,40 +457,10 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _steps(dataset: SegmentDataset, config: TrainConfig, *, epoch: int | None) -> list[list[np.ndarray]]:
     """Give the rows of each process in each step: an epoch's training steps, or, without an epoch, all segments, always the same."""
-    n = processes.count()
-    apart = n > 1 and config.negatives == "per_device"
-    steps = []
-    if apart and config.sampler == "grouped":  # a group stays in one process
-        batches = _batches(dataset, config, config.batch_size // n, epoch)
-        n_full = len(batches) // n * n
-        steps = [batches[i : i + n] for i in range(0, n_full, n)]
-        if epoch is None and n_full < len(batches):
-            steps.append([*batches[n_full:], *[np.array([], dtype=int)] * (n - len(batches) + n_full)])
-        if not steps:
-            raise ValueError(
-                f"{n} processes that compare within themselves need {n} batches of {config.batch_size // n} segments in whole groups, got "
-                f'{len(batches)}. Start fewer processes, or set negatives="gathered".'
-            )
-    else:
-        steps = [np.array_split(batch, n) for batch in _batches(dataset, config, config.batch_size, epoch)]
-        if apart and min(len(rows) for step in steps for rows in step) < 2:
-            raise ValueError(
-                f"{n} processes that compare within themselves leave one of them a single segment of a batch of {config.batch_size}: start "
-                'fewer processes, set a larger batch_size, or negatives="gathered".'
-            )
+    order = sampling.Order(config.sampler, config.batch_size, seed=config.seed, views=config.views)
+    apart = config.negatives == "per_device"
+    steps = sampling.share(order, dataset.stimulus_id.numpy(), epoch, n_processes=processes.count(), apart=apart)
     return steps if epoch is None else steps[: config.max_steps_per_epoch]
-
-
-def _batches(dataset: SegmentDataset, config: TrainConfig, batch_size: int, epoch: int | None) -> list[np.ndarray]:
-    """Put an epoch's training segments into batches, or all segments, the same in every epoch."""
-    if config.sampler == "segments":
-        if epoch is None:
-            return sampling.segment_parts(len(dataset), batch_size, seed=config.seed)
-        return sampling.segment_batches(len(dataset), batch_size, seed=config.seed, epoch=epoch)
-    ids = dataset.stimulus_id.numpy()
-    if epoch is None:
-        return sampling.group_parts(ids, batch_size, seed=config.seed, views=config.views)
-    return sampling.group_batches(ids, batch_size, seed=config.seed, epoch=epoch, views=config.views)
 
 
 def _compile(encoder: nn.Module, device: torch.device) -> Callable[..., Tensor]:
@@ -535,7 +505,7 @@ class _Keeper:
             return False
         self.n_asked += 1
         rare = processes.is_spread() and self.run.accelerator.device.type != "cpu" and self.run.config.checkpoint_minutes > 0
-        if rare and not now and self.n_asked % CHECKED_EVERY:
+        if rare and not now and self.n_asked % ASKED_EVERY:
             return False
         late = processes.is_first() and time.monotonic() - self.last >= 60 * self.run.config.checkpoint_minutes
         signum, due = processes.largest([self.request.signum, late])
@@ -564,44 +534,6 @@ class _Keeper:
         )
 
 
-class _Watch:
-    """Looks for what is not finite: on a CPU at once; a GPU keeps the flags and is asked every so many steps, so that no step waits."""
-
-    def __init__(self, run: _Run, dataset: SegmentDataset):
-        self.run, self.dataset = run, dataset
-        self.at_once = run.accelerator.device.type == "cpu"
-        self.flags: list[tuple[str, np.ndarray, Tensor]] = []
-
-    def see(self, what: str, rows: np.ndarray, finite: Tensor) -> None:
-        """Take note of flags (B,) of the segments in these rows."""
-        self.flags.append((what, rows, finite))
-        if self.at_once or len(self.flags) >= 2 * CHECKED_EVERY:
-            self.read()
-
-    def skip(self) -> None:
-        """Take note that this process has no part in a batch: all look at the same times."""
-        for what in ("estimate", "loss"):
-            self.see(what, np.array([], dtype=int), torch.ones(0, dtype=torch.bool, device=self.run.accelerator.device))
-
-    def read(self) -> None:
-        """Raise an error for the first batch with something that is not finite."""
-        seen, self.flags = self.flags, []
-        if not seen:
-            return
-        finite = torch.cat([flags for _, _, flags in seen]).cpu().numpy()
-        elsewhere = processes.largest([not finite.all()])[0] and finite.all()
-        if elsewhere:
-            raise processes.Elsewhere(
-                "Something is not finite in another process, whose message names the segments. The last checkpoint stands."
-            )
-        start = 0
-        for what, rows, _ in seen:
-            own = finite[start : start + len(rows)]
-            if not own.all():
-                raise _not_finite(what, self.dataset, rows[~own], self.run)
-            start += len(rows)
-
-
 def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqdm, keeper: _Keeper) -> None:
     """Train one pass, or what is left of it, validate, and keep the weights if they are the best so far."""
     began = time.perf_counter() - run.seconds
@@ -609,7 +541,7 @@ def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqd
     steps, rank = _steps(train, config, epoch=epoch), processes.rank()
     run.encoder.train()
     run.loss.train()
-    watch = _Watch(run, train)
+    watch = Watch(train, run.accelerator.device, epoch)
     unread: list[Tensor] = []
     apart = processes.is_spread() and config.negatives == "per_device"
     for rows, batch in loading.stream(train, [step[rank] for step in steps[run.step :]], run.accelerator.device):
@@ -672,7 +604,7 @@ def _reseed(seed: Sequence[int]) -> None:
     random.seed(number)
 
 
-def _compute(run: _Run, rows: np.ndarray, batch: Batch, watch: _Watch) -> tuple[Tensor, Tensor]:
+def _compute(run: _Run, rows: np.ndarray, batch: Batch, watch: Watch) -> tuple[Tensor, Tensor]:
     """Loss and estimates of this process's part of a batch; only the encoder runs in the reduced precision."""
     with run.accelerator.autocast():
         estimates = run.estimate(batch).float()
@@ -698,7 +630,7 @@ def _validate(run: _Run, valid: SegmentDataset, pause: Callable[[], None]) -> tu
     candidates = valid.targets(first).to(device)
     column = {int(valid.stimulus_id[i]): j for j, i in enumerate(first)}
     scores = getattr(run.loss, "scores", similarity.candidate_normalised)
-    watch = _Watch(run, valid)
+    watch = Watch(valid, device, len(run.history))
     steps, rank = _steps(valid, run.config, epoch=None), processes.rank()
     apart = processes.is_spread() and run.config.negatives == "per_device"
     mine = loading.stream(valid, [step[rank] for step in steps if len(step[rank])], device)
@@ -719,17 +651,6 @@ def _validate(run: _Run, valid: SegmentDataset, pause: Callable[[], None]) -> tu
     n_right = round(retrieval.topk_accuracy(torch.cat(ranks).cpu(), 10) * sum(map(len, ranks))) if ranks else 0
     all_total, all_right = processes.total([total, n_right])
     return (all_total if apart else total) / len(valid), all_right / len(valid)
-
-
-def _not_finite(what: str, dataset: SegmentDataset, rows: np.ndarray, run: _Run) -> RuntimeError:
-    """Say which segments had something to do with a NaN."""
-    segments = [dataset.segments[i] for i in rows]
-    names = ", ".join(f"{s.recording} at {s.onset:g} s" for s in segments[:SHOWN])
-    more = f" and {len(segments) - SHOWN} more" if len(segments) > SHOWN else ""
-    return RuntimeError(
-        f"The {what} is not finite in epoch {len(run.history)}: got NaN or infinity for {names}{more}. "
-        "Look at the signal of these recordings; if it is all of them, lower the learning rate. The last checkpoint stands."
-    )
 
 
 def _data_digest(train: SegmentDataset, valid: SegmentDataset) -> str:

@@ -40,7 +40,7 @@ FLOORS = [
     {"segments_paper"},
     {"preprocess", "datasets", "features", "segments", "controls", "augment", "models", "losses", "retrieval", "scorers", "quality"},
     {"batches", "hub", "prediction", "card", "lexicon", "regression", "signals"},
-    {"checkpoint", "loading"},
+    {"checkpoint", "loading", "watching"},
     {"train", "evaluate", "scoring", "ideal", "attribution", "given", "related"},
     {"decoded"},
     {"figures"},

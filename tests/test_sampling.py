@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from brainspeech.sampling import group_batches, group_parts, segment_batches, segment_parts
+from brainspeech.sampling import Order, group_batches, group_parts, segment_batches, segment_parts, share
 
 
 def test_batches_of_segments():
@@ -98,3 +98,41 @@ def test_groups_that_leave_no_room_for_another_are_refused():
     assert group_batches(ids_of([6, 5, 1]), 10, seed=0, epoch=0, views=5)
     with pytest.raises(ValueError, match="at least two stimuli, got one"):
         group_batches(ids_of([6]), 10, seed=0, epoch=0)
+
+
+def flat(steps):
+    return np.concatenate([rows for step in steps for rows in step])
+
+
+def test_batches_are_cut_into_parts_for_processes_and_stay_the_same_together():
+    order, ids = Order("segments", 15, seed=1), np.arange(50)
+    steps = share(order, ids, 3, n_processes=2, apart=False)
+    assert [[len(rows) for rows in step] for step in steps] == [[8, 7]] * 3
+    assert [np.concatenate(step).tolist() for step in steps] == [b.tolist() for b in segment_batches(50, 15, seed=1, epoch=3)]
+    assert sorted(flat(share(order, ids, None, n_processes=3, apart=True)).tolist()) == list(range(50))
+
+
+def test_apart_groups_stay_in_one_process():
+    order, ids = Order("grouped", 24, seed=0), ids_of([3] * 20)
+    steps = share(order, ids, 0, n_processes=2, apart=True)
+    assert all(len(step) == 2 for step in steps)
+    for step in steps:
+        assert not set(ids[step[0]]) & set(ids[step[1]])
+        assert [len(rows) for rows in step] == [12, 12]
+    valid = share(order, ids, None, n_processes=4, apart=True)
+    assert sorted(flat(valid).tolist()) == list(range(60))
+    together = share(Order("grouped", 21, seed=0), ids, 0, n_processes=2, apart=False)
+    assert any(set(ids[step[0]]) & set(ids[step[1]]) for step in together)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "n", "apart", "said"),
+    [
+        ("segments", 3, False, "needs at least 1 segments of a batch of 8, got 0"),
+        ("segments", 7, True, "needs at least 2 segments of a batch of 8, got 1"),
+        ("grouped", 4, True, "need 4 batches of 2 segments"),
+    ],
+)
+def test_too_little_for_the_processes(sampler, n, apart, said):
+    with pytest.raises(ValueError, match=said):
+        share(Order(sampler, 8, seed=0), np.arange(n), 0, n_processes=4, apart=apart)

@@ -21,6 +21,7 @@ from brainspeech import hub, loading, losses, models, retrieval, stopping, train
 from brainspeech.batches import BatchConfig, SegmentDataset, fit_statistics
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
 from brainspeech.train import TrainConfig, _steps, fit, fit_ridge
+from brainspeech.watching import CHECKED_EVERY, Watch
 
 SFREQ = 20.0
 CONFIG = TrainConfig(lr=3e-3, batch_size=16, max_epochs=3, patience=5, seed=3, precision="fp32")
@@ -451,8 +452,7 @@ def test_resident_data_give_the_same_bits_and_half_precision_nearly_the_same():
 
 def test_flags_on_a_device_are_read_late_and_name_the_segments_all_the_same():
     """A GPU is asked every 50 steps: what was not finite before is found, the first of it, and nothing is read in between."""
-    fitting = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cuda")), history=[{}])
-    watch = train._Watch(fitting, DATA["train"])
+    watch = Watch(DATA["train"], torch.device("cuda"), 1)
     rows = [np.arange(4 * k, 4 * k + 4) for k in range(20)]
     for k in range(3):
         watch.see("estimate", rows[k], torch.tensor([True, True, k != 1, True]))
@@ -463,7 +463,7 @@ def test_flags_on_a_device_are_read_late_and_name_the_segments_all_the_same():
     ):
         watch.read()
     watch.read()  # what was said is not said again
-    for k in range(2 * train.CHECKED_EVERY - 1):
+    for k in range(2 * CHECKED_EVERY - 1):
         watch.see("loss", rows[k % 20], torch.tensor(k != 0).expand(4))
     with pytest.raises(RuntimeError, match="The loss is not finite"):
         watch.see("loss", rows[19], torch.tensor(True).expand(4))
@@ -531,9 +531,9 @@ def test_on_a_gpu_it_learns_and_a_step_does_not_wait(tmp_path, changes):
     keep = train._read
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "_read", lambda values: (torch.cuda.set_sync_debug_mode("default"), keep(values))[1])
+            patch.setattr(train, "_read", lambda values, **how: (torch.cuda.set_sync_debug_mode("default"), keep(values, **how))[1])
             patch.setattr(train, "_validate", lambda *_: (torch.cuda.set_sync_debug_mode("default"), 1.0, 0.0)[1:])
-            patch.setattr(train._Watch, "read", lambda self: self.flags.clear())
+            patch.setattr(Watch, "read", lambda self: self.flags.clear())
             fitted = run(config, encoder=Silent(), loss=Mse(), out=tmp_path)
     finally:
         torch.cuda.set_sync_debug_mode("default")
