@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from brainspeech.cache import file_identity
 
 from .audio import AUDIO_SFREQ, check_sound, resample, to_mono
 from .base import Feature, Sound, count_frames, fit_length
+
+logger = logging.getLogger(__name__)
 
 XLSR_53 = "facebook/wav2vec2-large-xlsr-53"
 # The architecture that XLSR_53 publishes, so that its untrained twin needs no network.
@@ -35,6 +38,7 @@ SHORTEST = 400
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VERSION = 1
+PROBE = 10.0  # s of the first sound on which a reduced precision is compared with float32
 
 
 class Wav2Vec2(Feature):
@@ -66,7 +70,11 @@ class Wav2Vec2(Feature):
     device : str, optional
         Such as ``"cuda:1"``; by default the GPU if there is one. No part of the cache key.
     dtype : {"float32", "bfloat16", "float16"}
-        Precision of the network; what comes out is float32.
+        Precision of the network; what comes out is float32. Before anything is computed in 16 bits, some seconds of the first sound go
+        through the network in both; how far they are apart is logged, and kept as ``error``.
+    tolerance : float
+        RMS difference of these hidden states, relative to their standard deviation, above which 16 bits are refused. No part of the cache
+        key.
     random : bool
         Untrained network of the same architecture: a control.
     seed : int
@@ -85,6 +93,7 @@ class Wav2Vec2(Feature):
         revision: str = "main",
         device: str | None = None,
         dtype: str = "float32",
+        tolerance: float = 0.03,
         random: bool = False,
         seed: int = 0,
     ):
@@ -96,6 +105,10 @@ class Wav2Vec2(Feature):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         self.average = bool(average)
         self.revision, self.device, self.dtype, self.random, self.seed = revision, device, dtype, bool(random), int(seed)
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be positive, got {tolerance}.")
+        self.tolerance = tolerance
+        self.error: float | None = None
         self._network: Wav2Vec2Model | None = None
 
     def config(self) -> dict[str, Any]:
@@ -133,10 +146,30 @@ class Wav2Vec2(Feature):
         # Making a network draws random numbers, and transformers 4 does in every pass: whoever trains next must not notice.
         with torch.random.fork_rng(devices=[]):
             network = self._load()
+            if network.dtype != DTYPES[self.dtype]:
+                self._reduce(network, next((wave for wave in waves if len(wave)), np.zeros(SHORTEST, np.float32)))
             together = network.config.feat_extract_norm == "layer"
             batches = [waves] if together else [[wave] for wave in waves]
             values = [one for batch in batches if batch for one in self._embed(network, batch)]
         return [(fit_length(one, n_frames), rate) for one, n_frames in zip(values, lengths, strict=True)]
+
+    def _reduce(self, network: Wav2Vec2Model, wave: np.ndarray) -> None:
+        """Put the network into its 16 bits, after a look at what that does to a sound."""
+        probe = wave[: round(PROBE * AUDIO_SFREQ)]
+        (full,) = self._embed(network, [probe])
+        network.to(dtype=DTYPES[self.dtype])
+        (reduced,) = self._embed(network, [probe])
+        self.error = float(np.sqrt(np.mean((reduced - full) ** 2)) / max(float(full.std()), 1e-12))
+        seconds = len(probe) / AUDIO_SFREQ
+        if not self.error <= self.tolerance:
+            error, self._network = self.error, None
+            raise RuntimeError(
+                f"wav2vec2: in {self.dtype} the hidden states of the first {seconds:.1f} s differ from float32 by {error:.2%} of their "
+                f"standard deviation (RMS), more than the tolerance of {self.tolerance:.2%}. Use dtype=float32, or raise feature.tolerance."
+            )
+        logger.warning(
+            "wav2vec2 in %s: hidden states of %.1f s differ from float32 by %.2f %% (RMS).", self.dtype, seconds, 100 * self.error
+        )
 
     @torch.no_grad()
     def _embed(self, network: Wav2Vec2Model, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -199,7 +232,7 @@ class Wav2Vec2(Feature):
             # Layers above the highest one asked for would be computed for nothing; one stays, for its input is that layer's output.
             network.encoder.layers = network.encoder.layers[: max(self.layers) + 1]
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self._network = network.eval().to(device=device, dtype=DTYPES[self.dtype])
+            self._network = network.eval().to(device=device, dtype=torch.float32)
             self.n_features = network.config.hidden_size * (1 if self.average else len(self.layers))
         return self._network
 

@@ -138,6 +138,26 @@ def test_half_precision_is_near(build, noise):
     assert np.corrcoef(half.ravel(), full.ravel())[0, 1] > 0.99
 
 
+def test_sixteen_bits_say_how_far_off_they_are_and_are_refused_where_that_is_too_far(build, noise, caplog):
+    feature = build(dtype="bfloat16")
+    assert feature.error is None
+    sound = noise(1.0)
+    half, full = feature(sound, 16_000)[0], build()(sound, 16_000)[0]
+    off = np.sqrt(np.mean((half[:, :49] - full[:, :49]) ** 2)) / full[:, :49].std()
+    assert feature.error == pytest.approx(off, rel=1e-4)
+    assert 1e-4 < feature.error < 0.03
+    assert f"differ from float32 by {100 * off:.2f} % (RMS)" in caplog.text
+    caplog.clear()
+    feature(noise(1.0, seed=1), 16_000)
+    assert not caplog.text, "said once"
+    strict = build(dtype="bfloat16", tolerance=off / 2)
+    for _ in range(2):  # the second call is no way around it
+        with pytest.raises(RuntimeError, match=r"more than the tolerance.*Use dtype=float32"):
+            strict(sound, 16_000)
+    assert strict.config() == feature.config()
+    assert build().error is None
+
+
 @pytest.mark.parametrize("random", [False, True])
 def test_the_random_state_is_left_alone(build, noise, random):
     before = torch.random.get_rng_state()
@@ -273,6 +293,7 @@ def test_another_frame_rate_is_an_error(build, noise, tmp_path):
         ({"layers": (1, 1)}, "layers must be"),
         ({"layers": (-1,)}, "layers must be"),
         ({"dtype": "int8"}, "dtype must be"),
+        ({"tolerance": 0}, "tolerance must be positive"),
     ],
 )
 def test_impossible_options_are_errors(build, options, message):
