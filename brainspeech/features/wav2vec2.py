@@ -153,11 +153,11 @@ class Wav2Vec2(Feature):
             values = [one for batch in batches if batch for one in self._embed(network, batch)]
         return [(fit_length(one, n_frames), rate) for one, n_frames in zip(values, lengths, strict=True)]
 
-    def _reduce(self, network: Wav2Vec2Model, wave: np.ndarray) -> None:
+    def _reduce(self, network: Any, wave: np.ndarray) -> None:
         """Put the network into its 16 bits, after a look at what that does to a sound."""
         probe = wave[: round(PROBE * AUDIO_SFREQ)]
         (full,) = self._embed(network, [probe])
-        network.to(dtype=DTYPES[self.dtype])
+        network.to(DTYPES[self.dtype])
         (reduced,) = self._embed(network, [probe])
         self.error = float(np.sqrt(np.mean((reduced - full) ** 2)) / max(float(full.std()), 1e-12))
         seconds = len(probe) / AUDIO_SFREQ
