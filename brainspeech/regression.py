@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from brainspeech import statistics
@@ -99,6 +96,8 @@ def relate(
 
 def split(blocks: np.ndarray) -> np.ndarray:
     """Give each stimulus the fold it is held out in, whole blocks together, folds of about equal size; shape (N,)."""
+    from sklearn.model_selection import GroupKFold  # a second that a run waits for only when a recipe asks for a regression
+
     folds = np.empty(len(blocks), int)
     splitter = GroupKFold(min(FOLDS, len(np.unique(blocks))))
     for fold, (_, held) in enumerate(splitter.split(np.empty((len(blocks), 1)), groups=blocks)):
@@ -108,6 +107,9 @@ def split(blocks: np.ndarray) -> np.ndarray:
 
 def held_out(features: np.ndarray, targets: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Predict every target (N, M) of every stimulus by a ridge regression on the other folds; shape (N, M)."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.preprocessing import StandardScaler
+
     out = np.zeros_like(targets)
     for fold in np.unique(folds):
         held = folds == fold

@@ -153,3 +153,56 @@ def test_repeated_candidates_that_cannot_be_are_errors():
         similarity.dot(candidates[:, :, :-1], repeated)
     with pytest.raises(ValueError, match="correlation takes candidates"):
         similarity.correlation(candidates, repeated)
+
+
+def many(n_candidates=similarity.LEAST_CANDIDATES, n_features=334, n_times=48):
+    """So many candidates at 50 Hz in 120 Hz that their own rate pays."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randn(n_candidates, n_features, 32, generator=generator)
+    begins = torch.rand(n_candidates, 1, generator=generator)
+    index = (begins + torch.arange(n_times) * 50 / 120).floor().long()
+    return torch.stack([frame[:, places] for frame, places in zip(frames, index, strict=True)])
+
+
+def test_candidates_are_scored_at_their_own_rate_where_that_pays():
+    candidates = many()
+    score = similarity.candidate_normalised
+    repeated = similarity.at_own_rate(candidates, score)
+    assert isinstance(repeated, similarity.Repeated)
+    assert repeated.shape == tuple(candidates.shape)
+    assert similarity.at_own_rate(candidates[1:], score).shape == candidates[1:].shape  # one too few
+    for kept, scores in (
+        (candidates[1:], score),
+        (candidates[:, :190], score),
+        (torch.randn(candidates.shape, generator=torch.Generator().manual_seed(1)), score),
+        (candidates, similarity.correlation),
+        (candidates, lambda estimates, candidates: score(estimates, candidates)),
+    ):
+        assert similarity.at_own_rate(kept, scores) is kept
+
+
+def test_a_few_candidates_that_repeat_do_not_speak_for_all():
+    candidates = torch.randn(504, 334, 24, generator=torch.Generator().manual_seed(2))
+    candidates[::63] = candidates[::63, :, :12].repeat_interleave(2, dim=2)
+    assert similarity.at_own_rate(candidates, similarity.dot) is candidates
+
+
+@pytest.mark.parametrize("n_estimates", [1, 5, 48, 50])
+def test_equal_candidates_tie_at_their_own_rate(n_estimates):
+    candidates = many()
+    candidates[1::2] = candidates[::2].clone()
+    repeated = similarity.at_own_rate(candidates, similarity.cosine)
+    assert isinstance(repeated, similarity.Repeated)
+    estimates = torch.randn(n_estimates, 334, 48, generator=torch.Generator().manual_seed(3))
+    scores = similarity.cosine(estimates, repeated)
+    assert torch.equal(scores[:, 1::2], scores[:, ::2])
+
+
+def test_many_estimates_are_scored_as_few(monkeypatch):
+    frames, index, _ = upsampled(dtype=torch.float32)
+    repeated = similarity.Repeated.of(frames, index)
+    estimates = torch.randn(103, 5, 343, generator=torch.Generator().manual_seed(1))
+    expected = similarity.cosine(estimates, repeated)
+    monkeypatch.setattr(similarity, "ROWS", 48)
+    torch.testing.assert_close(similarity.cosine(estimates, repeated), expected)
+    assert similarity.cosine(estimates[:0], repeated).shape == (0, 30)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib import rc_context
-
 from brainspeech.evaluate import RetrievalReport
 
-from . import brain, decoded, ladder, retrieval, runs
 from .style import STYLE, Picture, label, percent, widest
 
 
@@ -21,6 +18,10 @@ def draw(report: RetrievalReport, history: Mapping[str, Sequence[Mapping[str, An
     history : mapping of str to list of dict, optional
         Epochs of each fit: ``epoch``, ``train_loss``, ``valid_loss``, ``valid_top10``.
     """
+    from matplotlib import rc_context  # a run needs the drawing only at its end
+
+    from . import brain, decoded, retrieval
+
     with rc_context(STYLE):
         pictures = [retrieval.accuracy(report), retrieval.rank_curve(report), retrieval.per_subject(report)]
         if report.similarity is not None:
@@ -42,12 +43,20 @@ def draw_comparison(
     names: Sequence[str], entries: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]], chance: Sequence[float], *, k: int
 ) -> list[Picture]:
     """Draw runs side by side; see ``runs.forest``."""
+    from matplotlib import rc_context
+
+    from . import runs
+
     with rc_context(STYLE):
         return [runs.forest(names, entries, differences, chance, k=k)]
 
 
 def draw_ladder(rows: Sequence[Mapping[str, Any]], *, reference: str, k: int, axis: str | None, chosen: str | None) -> list[Picture]:
     """Draw a ladder of variants: the differences first, then the curve where there is an axis, then the accuracies; see ``ladder``."""
+    from matplotlib import rc_context
+
+    from . import ladder
+
     with rc_context(STYLE):
         seen = [
             ladder.differences(rows, reference=reference, k=k),

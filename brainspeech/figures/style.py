@@ -9,12 +9,13 @@ import io
 import re
 import textwrap
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from brainspeech.evaluate import RetrievalReport
+
+if TYPE_CHECKING:  # what is drawn with is loaded when something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#1f2832", "#68737f", "#e2e6ea", "#fdfdfd"  # in the SVG these become the page's variables
 COLOURS = {
@@ -93,6 +94,8 @@ def widest(report: RetrievalReport) -> int:
 
 
 def make_figure(height: float, **options: Any) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(WIDTH, height), layout="constrained", **options)
     return figure, figure.subplots()
 
