@@ -36,7 +36,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 # and 14 GB; with ROOT=DIR (gwilliams2022 and brennan2019 in it) also the one on event files.
 BENCH := preprocessing preprocess_memory input features retrieval startup training_step losses_memory interval_coverage
 BENCH_LONG := 'preprocessing --hours 1' 'retrieval --full' 'losses_memory --full' 'training_step --clock cpu' regression_null \
-  'scorers null' 'scorers gain' 'gpu --quick' 'losses --out runs/losses' phantom $(if $(ROOT),'events --root $(ROOT)')
+  'scorers null' 'scorers gain' 'gpu --quick' spreading 'losses --out runs/losses' phantom $(if $(ROOT),'events --root $(ROOT)')
 
 # All of them run, whatever one of them finds; the names of those that miss what is wanted come last.
 define run_benchmarks

@@ -29,8 +29,9 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from brainspeech import losses, models, train
-from brainspeech.batches import BatchConfig, Scale, SegmentDataset, Statistics
+from brainspeech.batches import BatchConfig, SegmentDataset
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
+from brainspeech.scaling import Scale, Statistics
 
 STEPS_OF_AN_EPOCH = 1200
 WINDOW = 3.0

@@ -26,8 +26,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from brainspeech import memory, models  # noqa: E402
-from brainspeech.batches import BatchConfig, SegmentDataset, fit_statistics  # noqa: E402
+from brainspeech.batches import BatchConfig, SegmentDataset  # noqa: E402
 from brainspeech.records import FeatureTrack, Segment, Signal, Span  # noqa: E402
+from brainspeech.scaling import fit_statistics  # noqa: E402
 
 N_CHANNELS, SFREQ, SECONDS, DURATION, BATCH = 208, 120.0, 600.0, 3.0, 256
 CONFIG = BatchConfig(lag=0.150, baseline=0.5, clamp=20.0)

@@ -9,6 +9,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,18 +51,33 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 2
+    rank = int(os.environ.get("RANK", "0")) if os.environ.get("WORLD_SIZE", "1") != "1" else 0
+    if rank and arguments.command not in (_run, _evaluate):
+        return 0  # what no launcher is needed for is done by its first process
     try:
-        with stopping.at_once():
+        with stopping.at_once(), _silent() if rank else nullcontext():
             return arguments.command(arguments)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("BRAINSPEECH_TRACEBACK"):
             raise
-        print(f"brainspeech: {error}", file=sys.stderr)
+        if not (rank and getattr(error, "elsewhere", False)):  # else it was said already
+            print(f"brainspeech: {f'process {rank}: ' * (rank > 0)}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         said = str(error) or "interrupted. What was finished is kept; the same command goes on from there."
-        print(f"\nbrainspeech: {said}", file=sys.stderr)
+        if not rank:
+            print(f"\nbrainspeech: {said}", file=sys.stderr)
         return 128 + getattr(error, "signum", 2)
+    finally:
+        if "brainspeech.processes" in sys.modules:
+            sys.modules["brainspeech.processes"].end()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Print nothing inside the block: the first of several processes speaks for all."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--resume", action="store_true", help="go on with a stopped run; fails where there is none")
     run.add_argument("--strict", action="store_true", help="exit with status 3 if a control is above chance or the lag curve peaks at 0")
+    _add_spreading(run)
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(command=_run)
 
@@ -102,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_recipe(prepare, root="folder of the dataset (without it the files of an open dataset are fetched into data/NAME)")
     prepare.add_argument("--verify", action="store_true", help="check the files of the cache instead, and remove what is damaged")
+    _add_spreading(prepare)
     prepare.add_argument("--quiet", action="store_true", help="no progress bars")
     prepare.set_defaults(command=_prepare)
 
@@ -214,6 +233,21 @@ def _add_recipe(parser: argparse.ArgumentParser, what: str = "RECIPE", root: str
     )
 
 
+def _add_spreading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--n-jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="preprocess recordings and compute features in N processes (-1: one on each core; default: 1)",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS_OR_FILE",
+        help="or on a dask cluster: tcp://HOST:PORT, or a scheduler file; the same files are needed there",
+    )
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo")
 
@@ -270,11 +304,13 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"brainspeech: going on with the run in {out}.", file=sys.stderr)
     result = flow.run(
         recipe,
-        root=arguments.root or _fetched(recipe, progress=not arguments.quiet),
+        root=_data(recipe, arguments),
         out=out,
         cache=_cache(arguments.cache),
         source=str(recipes.find(arguments.recipe)),
         progress=not arguments.quiet,
+        n_jobs=arguments.n_jobs,
+        scheduler=arguments.scheduler,
     )
     return _show(result, out, strict=arguments.strict)
 
@@ -292,12 +328,14 @@ def _run_variants(recipe: Recipe, arguments: argparse.Namespace) -> int:
     result = variants.run(
         recipe,
         arguments.variants,
-        root=arguments.root or _fetched(recipe, progress=not arguments.quiet),
+        root=_data(recipe, arguments),
         out=out,
         cache=_cache(arguments.cache),
         source=str(recipes.find(arguments.recipe)),
         rows=None if rows_given else ("encoder",),
         progress=not arguments.quiet,
+        n_jobs=arguments.n_jobs,
+        scheduler=arguments.scheduler,
     )
     print(report.ladder_table(result))
     print(f"\nThe table with its figures: {(out / 'ladder.html').resolve()}")
@@ -313,13 +351,30 @@ def _prepare(arguments: argparse.Namespace) -> int:
         print(f"{found.n_whole} entries of the cache are whole, {found.n_unchecked} have no checksum, {len(found.damaged)} were damaged.")
         print("\n".join(f"  removed: {damage}" for damage in found.damaged), end="\n" if found.damaged else "")
         return 1 if found.damaged else 0
-    root = arguments.root or _fetched(recipe, progress=not arguments.quiet)
-    done = flow.fill_cache(recipe, root, _cache(arguments.cache), progress=not arguments.quiet)
+    root = _data(recipe, arguments)
+    done = flow.fill_cache(
+        recipe,
+        root,
+        _cache(arguments.cache),
+        progress=not arguments.quiet,
+        n_jobs=arguments.n_jobs,
+        scheduler=arguments.scheduler,
+    )
     print(
         f"{recipe.name}: {done['recordings']} recordings, {done['hours']:.2f} h of up to {done['channels']} channels, and "
         f"{done['tracks']} feature tracks of {done['seconds'] / 60:.1f} min of sound are in the cache; {done['segments']} segments."
     )
     return 0
+
+
+def _data(recipe: Recipe, arguments: argparse.Namespace) -> str | Path | None:
+    """Give the folder of the dataset: as it was said, or where the first process fetches it."""
+    if arguments.root:
+        return arguments.root
+    from brainspeech import processes
+
+    processes.start()
+    return processes.first(lambda: _fetched(recipe, progress=not arguments.quiet))
 
 
 def _fetched(recipe: Recipe, *, progress: bool) -> Path | None:

@@ -21,11 +21,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from brainspeech import datasets, decoded, evaluate, features, ideal, prediction, quality, report, rows, segments, train
+from brainspeech import (
+    datasets,
+    decoded,
+    evaluate,
+    features,
+    ideal,
+    prediction,
+    processes,
+    quality,
+    report,
+    rows,
+    segments,
+    signals,
+    spreading,
+    train,
+)
 from brainspeech.cache import Cache
-from brainspeech.preprocess import filter_half_length, load_signal
+from brainspeech.preprocess import filter_half_length
 from brainspeech.provenance import provenance
 from brainspeech.recipe import Recipe, check, settle
 from brainspeech.records import FeatureTrack, Recording, Segment, Signal
@@ -72,8 +86,27 @@ def load_dataset(recipe: Recipe, root: str | os.PathLike | None) -> datasets.Dat
     return datasets.load(recipe.dataset.name, root, **recipe.dataset.options)
 
 
-def prepare(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, progress: bool = True) -> Prepared:
-    """Read every recording's events, and preprocess its signal into the cache, once whatever the split."""
+def prepare(
+    recipe: Recipe,
+    root: str | os.PathLike | None,
+    cache: Cache,
+    *,
+    progress: bool = True,
+    n_jobs: int = 1,
+    scheduler: str | os.PathLike | None = None,
+) -> Prepared:
+    """Read every recording's events, and preprocess its signal into the cache, once whatever the split.
+
+    Parameters
+    ----------
+    n_jobs : int
+        Processes of this machine over which recordings are spread; -1: one on each core. What comes out is the same.
+    scheduler : str or path, optional
+        Address or scheduler file of a dask cluster over which they are spread instead; see ``docs/howto/cluster.md``.
+    """
+    spreading.check(n_jobs, scheduler)
+    if scheduler is not None and root is not None:
+        root = Path(root).resolve()  # workers stand in other folders
     dataset = load_dataset(recipe, root)
     recordings = select_subjects(dataset.recordings(), recipe.subjects, published=dataset.published)
     tables = {recording.uid: dataset.read_events(recording) for recording in recordings}
@@ -81,17 +114,16 @@ def prepare(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, pro
     if absent:
         raise FileNotFoundError(f"{len(absent)} stimuli cannot be found, the first: {next(iter(absent.values()))}")
     dropped = excluded(dataset) + unselected(dataset, recordings, recipe.subjects)
-    signals = {}
-    for recording in tqdm(recordings, desc="preprocess", unit="recording", disable=not progress):
-        signals[recording.uid] = load_signal(dataset, recording, recipe.preprocess, cache)
-        for reason, n in signals[recording.uid].dropped.items():
+    loaded = signals.load_signals(dataset, recordings, recipe.preprocess, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
+    for signal in loaded.values():
+        for reason, n in signal.dropped.items():
             dropped[f"channels: {reason}"] += n
-        unplaced = int(np.isnan(signals[recording.uid].positions).any(axis=1).sum())
+        unplaced = int(np.isnan(signal.positions).any(axis=1).sum())
         if unplaced:
             dropped["channels: without a position, not seen by spatial attention"] += unplaced
-    check_times(tables, {uid: signal.duration for uid, signal in signals.items()})
+    check_times(tables, {uid: signal.duration for uid, signal in loaded.items()})
     feature = features.build(recipe.feature.name, **recipe.feature.options)
-    return Prepared(dataset, recordings, tables, signals, feature, dropped)
+    return Prepared(dataset, recordings, tables, loaded, feature, dropped)
 
 
 def missing_stimuli(dataset: datasets.Dataset, tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
@@ -183,9 +215,20 @@ def heard_segments(recipe: Recipe, folds: Sequence[segments.Segmentation]) -> li
 
 
 def compute_tracks(
-    recipe: Recipe, prepared: Prepared, parts: Iterable[Iterable[Segment]], cache: Cache, *, progress: bool = True
+    recipe: Recipe,
+    prepared: Prepared,
+    parts: Iterable[Iterable[Segment]],
+    cache: Cache,
+    *,
+    progress: bool = True,
+    n_jobs: int = 1,
+    scheduler: str | os.PathLike | None = None,
 ) -> tuple[dict[tuple[str, float, float], FeatureTrack], dict[str, int]]:
-    """Compute the feature of everything that is heard in some segments, into the cache; and count what was done to stimuli."""
+    """Compute the feature of everything that is heard in some segments, into the cache; and count what was done to stimuli.
+
+    ``n_jobs`` and ``scheduler`` as in ``prepare``.
+    """
+    root = prepared.dataset.root
     return features.compute_tracks(
         prepared.feature,
         features.intervals([s for part in parts for s in part], recipe.context),
@@ -193,11 +236,24 @@ def compute_tracks(
         fingerprint=prepared.dataset.stimulus_fingerprint,
         cache=cache,
         progress=progress,
+        n_jobs=n_jobs,
+        scheduler=scheduler,
+        folders=[] if root is None else [root],
     )
 
 
-def fill_cache(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, progress: bool = True) -> dict[str, float]:
+def fill_cache(
+    recipe: Recipe,
+    root: str | os.PathLike | None,
+    cache: Cache,
+    *,
+    progress: bool = True,
+    n_jobs: int = 1,
+    scheduler: str | os.PathLike | None = None,
+) -> dict[str, float]:
     """Do all of a run that comes before training, so that the run finds it in the cache: signals, blocks, features; nothing is fitted.
+
+    ``n_jobs`` and ``scheduler`` as in ``prepare``.
 
     Returns
     -------
@@ -206,9 +262,9 @@ def fill_cache(recipe: Recipe, root: str | os.PathLike | None, cache: Cache, *, 
     """
     recipe = settle(recipe)
     check(recipe)
-    prepared = prepare(recipe, root, cache, progress=progress)
+    prepared = prepare(recipe, root, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
     segs = heard_segments(recipe, segment(recipe, prepared))
-    tracks, _ = compute_tracks(recipe, prepared, segs, cache, progress=progress)
+    tracks, _ = compute_tracks(recipe, prepared, segs, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
     return {
         "recordings": len(prepared.signals),
         "hours": sum(signal.duration for signal in prepared.signals.values()) / 3600,
@@ -241,6 +297,8 @@ def run(
     cache: Cache,
     source: str = "",
     progress: bool = True,
+    n_jobs: int = 1,
+    scheduler: str | os.PathLike | None = None,
 ) -> evaluate.RetrievalReport:
     """Run a recipe from recordings to report.
 
@@ -258,6 +316,8 @@ def run(
         Where preprocessed signals and feature tracks are kept.
     source : str
         Where the recipe came from, kept in the run folder so that ``evaluate`` finds it again.
+    n_jobs, scheduler
+        Where signals and features are computed, as in ``prepare``: no constant of the run.
 
     Raises
     ------
@@ -265,21 +325,59 @@ def run(
         If ``out`` holds a run with other constants, or something that is no run; if the recipe contradicts itself.
     """
     out = Path(out)
+    spreading.check(n_jobs, scheduler)
     recipe = settle(recipe)
     check(recipe)
+    processes.start()
+    progress = progress and processes.is_first()
+    lock = processes.alone(lambda: _hold(out, recipe, root=root, source=source))
+    there = out / "recipe.json"
+    processes.check_equal(f"run folder {out}", there.read_text() if there.is_file() else "")
+    if lock is None:
+        return _follow(recipe, root, out, cache)
+    with lock:
+        return _run(recipe, root, out, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
+
+
+def _hold(out: Path, recipe: Recipe, *, root: str | os.PathLike | None, source: str) -> FileLock:
+    """Claim a run folder, and keep other runs out of it."""
     claim(out, recipe, root=root, source=source)
     lock = FileLock(out / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise RuntimeError(f"Another run is writing into {out}. Wait for it, or give another folder (--out DIR).") from None
-    with lock:
-        return _run(recipe, root, out, cache, progress=progress)
+    return lock
 
 
-def _run(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache, *, progress: bool) -> evaluate.RetrievalReport:
+def _follow(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache) -> evaluate.RetrievalReport:
+    """Take part in the fits of a run whose first process does the rest, and read its report."""
+    prepared = processes.first(lambda: prepare(recipe, root, cache, progress=False))
+    folds = segment(recipe, prepared)
+    segs = heard_segments(recipe, folds)
+    pools = _pools(recipe, _test_set(segs))
+    tracks, _ = processes.first(lambda: compute_tracks(recipe, prepared, [*segs, *pools.values()], cache, progress=False))
+    for k in range(len(folds)):
+        fitter = _fitter(recipe, prepared, segs, pools, tracks, fold=k)
+        for seed in recipe.seeds:
+            for _ in fitter.rows(out, fold=k, n_folds=len(folds), seed=seed, progress=False):
+                pass
+    processes.wait()
+    return report.load(out)
+
+
+def _run(
+    recipe: Recipe,
+    root: str | os.PathLike | None,
+    out: Path,
+    cache: Cache,
+    *,
+    progress: bool,
+    n_jobs: int,
+    scheduler: str | os.PathLike | None,
+) -> evaluate.RetrievalReport:
     """Go from recordings to report in a folder that is claimed and locked."""
-    prepared = prepare(recipe, root, cache, progress=progress)
+    prepared = processes.first(lambda: prepare(recipe, root, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler))
     folds = segment(recipe, prepared)
     segments.save(out / "segments.json", folds)
     audits = [segments.audit(fold.segments, blocks=fold.blocks) for fold in folds]
@@ -292,9 +390,12 @@ def _run(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache
         raise RuntimeError(f"The split leaks in {len(errors)} places, nothing was trained: {'; '.join(errors[:3])}{cure}")
 
     segs = heard_segments(recipe, folds)
-    test = prediction.TestSet.from_segments([s for fold in segs for s in fold if s.split == "test"])
-    pools = {"": test.candidates} | {name: _rename(test.candidates, names) for name, names in recipe.rescore.items()}
-    tracks, counts = compute_tracks(recipe, prepared, [*segs, *pools.values()], cache, progress=progress)
+    test = _test_set(segs)
+    pools = _pools(recipe, test)
+    heard = [*segs, *pools.values()]
+    tracks, counts = processes.first(
+        lambda: compute_tracks(recipe, prepared, heard, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
+    )
     dropped = prepared.dropped + Counter({f"stimuli: {reason}": n for reason, n in counts.items()})
     warnings = [*recipe.notes, *prepared.dataset.notes]
     warnings += unheard(prepared.events, {uid: signal.duration for uid, signal in prepared.signals.items()})
@@ -314,8 +415,7 @@ def _run(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache
         over = f" (over {len(folds)} folds)" if recipe.folds == "leave_one_out" else ""
         dropped += Counter({f"windows: {reason}{over}": n for reason, n in fold.dropped.items()})
         warnings += [w for w in fold.warnings if w not in warnings and not (recipe.folds and w.startswith("Splits assigned"))]
-        unlabelled = scale_windows(segs, k) if recipe.folds == "leave_subject_out" else []
-        fitter = rows.Fitter(recipe, segs[k], pools, prepared.signals, tracks, prepared.feature.fill, unlabelled=unlabelled)
+        fitter = _fitter(recipe, prepared, segs, pools, tracks, fold=k)
         fitter.data.statistics.save(out / ("statistics.json" if len(folds) == 1 else f"statistics-fold-{k + 1}.json"))
         for i, seed in enumerate(recipe.seeds):
             name = "" if len(folds) * len(recipe.seeds) == 1 else f" (fold {k + 1}, seed {seed})"
@@ -373,7 +473,32 @@ def _run(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache
     result = dataclasses.replace(result, curves=result.curves | evaluate.plain(seen))
     report.save_ranks(out, stacked, test)
     report.write(result, out, history=histories)
+    processes.wait()
     return result
+
+
+def _test_set(segs: Sequence[Sequence[Segment]]) -> prediction.TestSet:
+    """Collect the test windows of all folds and what was heard in them."""
+    return prediction.TestSet.from_segments([s for fold in segs for s in fold if s.split == "test"])
+
+
+def _pools(recipe: Recipe, test: prediction.TestSet) -> dict[str, list[Segment]]:
+    """Give the candidates: under "" what was heard, under other names what is scored in its place."""
+    return {"": list(test.candidates)} | {name: _rename(test.candidates, names) for name, names in recipe.rescore.items()}
+
+
+def _fitter(
+    recipe: Recipe,
+    prepared: Prepared,
+    segs: Sequence[Sequence[Segment]],
+    pools: Mapping[str, Sequence[Segment]],
+    tracks: Mapping[tuple[str, float, float], FeatureTrack],
+    *,
+    fold: int,
+) -> rows.Fitter:
+    """Put together what the rows of a fold are fitted on."""
+    unlabelled = scale_windows(segs, fold) if recipe.folds == "leave_subject_out" else []
+    return rows.Fitter(recipe, segs[fold], pools, prepared.signals, tracks, prepared.feature.fill, unlabelled=unlabelled)
 
 
 def excluded(dataset: datasets.Dataset) -> Counter:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from brainspeech import datasets
-from brainspeech.batches import Scale
 from brainspeech.preprocess import layout
 from brainspeech.protocols import SegmentConfig, split_of
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
 from brainspeech.resampling import resample
+from brainspeech.scaling import Scale
 from brainspeech.timing import resampled_length
 
 # A signal this many times larger or smaller than those of the training is in another unit.

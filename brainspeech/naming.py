@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-# How ``recipe.load`` names the module of a recipe's file: with the folder's name behind it.
+# How the module of a recipe's file begins; see ``recipe_module``.
 RECIPE = "brainspeech_recipe_"
 
 
@@ -97,13 +98,28 @@ def check_at_hand(what: str, name: str, known: Mapping[str, str], *, where: str)
         )
 
 
+def recipe_module(path: Path) -> str:
+    """Name the module of a recipe's file after its folder, and after the file unless that is recipe.py: a name as Python's own are."""
+    named = "" if path.stem == "recipe" else f"__{path.stem}"
+    return RECIPE + re.sub(r"\W", "_", path.resolve().parent.name + named)
+
+
+def _recipe_file(module: str) -> str:
+    """Give the folder and file of a recipe's module, as far as its name says where it was not imported."""
+    place = getattr(sys.modules.get(module), "__file__", None)
+    if place:
+        return "/".join(Path(place).parts[-2:])
+    folder, _, stem = module.removeprefix(RECIPE).partition("__")
+    return f"{folder}/{stem or 'recipe'}.py"
+
+
 def how_to_import(name: str) -> str:
     """Give the line of Python that makes a class ``module:Class`` known."""
     module = name.split(":")[0]
     if module == "__main__":
         return f"class {name.split(':')[1]}: ...  # as it stood in the script or notebook"
     if module.startswith(RECIPE):
-        return f'brainspeech.recipe.load("{module.removeprefix(RECIPE)}/{_file(module) or "recipe.py"}")'
+        return f'brainspeech.recipe.load("{_recipe_file(module)}")'
     return f"import {module}"
 
 
@@ -120,7 +136,7 @@ def origin(name: str) -> str:
     found = metadata.packages_distributions().get(module.split(".")[0], [])
     if found and "site-packages" in path.parts:
         return f"the package {found[0]} {metadata.version(found[0])}"
-    within = f"{module.removeprefix(RECIPE)}/{file}" if module.startswith(RECIPE) else "/".join([*module.split(".")[:-1], file])
+    within = _recipe_file(module) if module.startswith(RECIPE) else "/".join([*module.split(".")[:-1], file])
     return f"the file {within}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 

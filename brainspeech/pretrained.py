@@ -18,13 +18,14 @@ from torch import Tensor
 
 from brainspeech import given, hub, losses, models, naming, retrieval
 from brainspeech import recipe as recipes
-from brainspeech.batches import Scale, SegmentDataset, Statistics, borrow_scale, fit_scale
+from brainspeech.batches import SegmentDataset
 from brainspeech.losses.base import Loss
 from brainspeech.losses.joint import Joint
 from brainspeech.models.base import Encoder, TargetEncoder, estimator
 from brainspeech.preprocess import preprocess
 from brainspeech.recipe import Choice, Recipe
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
+from brainspeech.scaling import Scale, Statistics, borrow_scale, fit_scale
 from brainspeech.timing import to_samples
 
 Tracks = Mapping[tuple[str, float, float], FeatureTrack]

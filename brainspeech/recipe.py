@@ -204,7 +204,7 @@ def load(recipe: str) -> Recipe:
         If there is no such file, if it cannot be run (with the line), or if it defines no recipe.
     """
     path = find(recipe)
-    spec = importlib.util.spec_from_file_location(f"{naming.RECIPE}{path.parent.name}", path)
+    spec = importlib.util.spec_from_file_location(naming.recipe_module(path), path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)

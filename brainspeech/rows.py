@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from brainspeech import attribution, controls, evaluate, hub, losses, models, prediction, processes, retrieval, scoring, timing, train
-from brainspeech.batches import SegmentDataset, Statistics, fit_statistics
+from brainspeech.batches import SegmentDataset
 from brainspeech.losses.joint import Joint
 from brainspeech.recipe import Recipe
 from brainspeech.records import SPLITS, FeatureTrack, Segment, Signal
+from brainspeech.scaling import Statistics, fit_statistics
 
 # The lags at which the ridge is refitted to see where the brain follows the sound, in seconds.
 LAGS = tuple(round(0.05 * k, 2) for k in range(-6, 11))

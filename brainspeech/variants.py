@@ -229,6 +229,8 @@ def run(
     source: str = "",
     rows: Sequence[str] | None = ("encoder",),
     progress: bool = True,
+    n_jobs: int = 1,
+    scheduler: str | os.PathLike | None = None,
 ) -> report.Ladder:
     """Run all variants of a table, each into its own folder under ``out``, and write the table.
 
@@ -242,6 +244,8 @@ def run(
         See ``table``.
     rows : sequence of str or None
         Rows of the report of every variant but the reference, which has the recipe's; None: the recipe's for all.
+    n_jobs, scheduler
+        As in ``flow.run``.
 
     Raises
     ------
@@ -269,7 +273,7 @@ def run(
             here = out / name
             finished = processes.alone(lambda one=one, here=here: _finished(one, here, root, source))  # type: ignore[misc]
             if not processes.from_first([bool(finished)])[0]:
-                flow.run(one, root=root, out=out / name, cache=cache, source=source, progress=progress)
+                flow.run(one, root=root, out=here, cache=cache, source=source, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
         except (ValueError, RuntimeError, OSError) as error:
             if name == plan.reference:
                 raise RuntimeError(f"The reference of the table, {name}, cannot be run: {error}") from error

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from brainspeech import attribution, models
-from brainspeech.batches import BatchConfig, Scale, SegmentDataset, Statistics
+from brainspeech.batches import BatchConfig, SegmentDataset
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
+from brainspeech.scaling import Scale, Statistics
 from brainspeech.similarity import candidate_normalised
 
 SFREQ, LAG, LATE = 60.0, 0.1, 0.2  # Hz; the lag of the batches; the brain's answer to the sound (s)

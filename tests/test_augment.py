@@ -10,8 +10,9 @@ from torch import nn
 
 from brainspeech import augment, losses, models
 from brainspeech.augment import Augmentation, TimeShift, check
-from brainspeech.batches import BatchConfig, SegmentDataset, fit_statistics
+from brainspeech.batches import BatchConfig, SegmentDataset
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
+from brainspeech.scaling import fit_statistics
 from brainspeech.train import TrainConfig, fit
 
 B, C, T, SFREQ = 6, 4, 200, 50.0

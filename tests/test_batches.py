@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from brainspeech.batches import Batch, BatchConfig, SegmentDataset, Statistics, fit_statistics
+from brainspeech.batches import Batch, BatchConfig, SegmentDataset
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
+from brainspeech.scaling import Statistics, fit_statistics
 
 SFREQ = 120.0
 N_WINDOW = 360

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from brainspeech import given
-from brainspeech.batches import BatchConfig, borrow_scale, fit_scale, fit_statistics
 from brainspeech.preprocess import PreprocessConfig, layout, preprocess
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
 from brainspeech.resampling import resample
+from brainspeech.scaling import BatchConfig, borrow_scale, fit_scale, fit_statistics
 from brainspeech.segments import SegmentConfig
 
 NAMES = ("Fz", "Cz", "Pz", "Oz")

@@ -10,11 +10,12 @@ import scipy.stats
 import torch
 
 from brainspeech import features, ideal, losses, models, retrieval, segments, train
-from brainspeech.batches import BatchConfig, SegmentDataset, fit_statistics
+from brainspeech.batches import BatchConfig, SegmentDataset
 from brainspeech.cache import Cache
 from brainspeech.datasets.simulated import SimulatedDataset
 from brainspeech.preprocess import PreprocessConfig, load_signal
 from brainspeech.records import Segment, Signal, Span
+from brainspeech.scaling import fit_statistics
 
 RATE = 40.0
 

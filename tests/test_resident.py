@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from brainspeech.batches import Batch, BatchConfig, SegmentDataset, fit_statistics
+from brainspeech.batches import Batch, BatchConfig, SegmentDataset
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
 from brainspeech.resident import Frames, Windows
+from brainspeech.scaling import fit_statistics
 
 SFREQ = 40.0
 

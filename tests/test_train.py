@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from brainspeech import hub, loading, losses, models, retrieval, stopping, train
-from brainspeech.batches import BatchConfig, SegmentDataset, fit_statistics
+from brainspeech.batches import BatchConfig, SegmentDataset
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
+from brainspeech.scaling import fit_statistics
 from brainspeech.train import TrainConfig, _steps, fit, fit_ridge
 from brainspeech.watching import CHECKED_EVERY, Watch
 

@@ -6,9 +6,10 @@ A feature sees the samples of one interval and nothing else: the interval is cut
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from brainspeech import timing
+from brainspeech import spreading, timing
 from brainspeech.cache import Cache
 from brainspeech.records import FeatureTrack, Segment, Span
 
 Interval = tuple[str, float, float]
 Sound = tuple[np.ndarray, float]
+Entry = tuple[Mapping[str, np.ndarray], Mapping[str, Any]]
 
 CONTEXTS = ("block", "window")
 KIND = "features"
@@ -52,11 +54,15 @@ class Feature(ABC):
         Value of all features where nothing is heard.
     n_features : int or None
         Number of features; None as long as it is not known.
+    device : str or None
+        Where it is computed; None: on the GPU if there is one. Only what is computed on the CPU is spread over processes, each of which
+        gets the feature as it was made and loads what it needs once.
     """
 
     name: str = ""
     fill: float = 0.0
     n_features: int | None = None
+    device: str | None = "cpu"
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -182,10 +188,6 @@ class _Cut:
     clipped: bool
     remarks: list[str]
 
-    @property
-    def seconds(self) -> float:
-        return self.sound.shape[1] / self.sfreq
-
 
 def compute_tracks(
     feature: Feature,
@@ -195,6 +197,9 @@ def compute_tracks(
     fingerprint: Callable[[str], str],
     cache: Cache,
     progress: bool = True,
+    n_jobs: int = 1,
+    scheduler: str | os.PathLike | None = None,
+    folders: Sequence[str | os.PathLike] = (),
 ) -> tuple[dict[Interval, FeatureTrack], dict[str, int]]:
     """Compute the feature of intervals of stimuli, each once; what the cache has is opened, not computed.
 
@@ -205,13 +210,20 @@ def compute_tracks(
     intervals : iterable of (audio, start, stop)
         Intervals in seconds of the stimulus ``audio``.
     read_stimulus : callable
-        ``read_stimulus(audio) -> (array (n_rows, n_samples), sfreq)``; called once per stimulus, and only where the cache lacks something.
+        ``read_stimulus(audio) -> (array (n_rows, n_samples), sfreq)``; called only where the cache lacks something, once per stimulus; by
+        workers, once for each group of intervals in which it is heard.
     fingerprint : callable
         ``fingerprint(audio) -> str`` identifies the present content of a stimulus.
     cache : Cache
         Where the tracks are kept; those returned are memory-mapped from it.
     progress : bool
         Show a progress bar.
+    n_jobs : int
+        Processes of this machine over which groups of intervals are spread; -1: one on each core.
+    scheduler : str or path, optional
+        Address or scheduler file of a dask cluster over which they are spread instead.
+    folders : sequence of path
+        Folders that the workers of a cluster have to see besides the cache's.
 
     Returns
     -------
@@ -235,33 +247,117 @@ def compute_tracks(
         (audio, start, stop): {"version": VERSION, "feature": config, "stimulus": prints[audio], "start": start, "stop": stop}
         for audio, start, stop in wanted
     }
-    entries = {interval: entry for interval, key in keys.items() if (entry := cache.get(KIND, key)) is not None}
+    entries: dict[Interval, Entry] = {interval: entry for interval, key in keys.items() if (entry := cache.get(KIND, key)) is not None}
     todo = [interval for interval in wanted if interval not in entries]
-    with tqdm(total=len(todo), desc=feature.name, unit="interval", disable=not (progress and todo)) as bar:
-        for cuts in _batches(feature, todo, read_stimulus):
-            for cut, values, rate in _compute(feature, cuts):
-                entries[cut.interval] = cache.get_or_make(KIND, keys[cut.interval], partial(_entry, cut, values, rate))
-            bar.update(len(cuts))
+    if spreading.is_spread(n_jobs, scheduler) and todo and not _on_gpu(feature):
+        groups = {f"{feature.name} of {_names(group)}": group for pool in _plan(todo) for group in pool}
+        spreading.spread(
+            _make_group,
+            _Maker(feature, read_stimulus, Cache(cache.root.resolve())),
+            {name: {interval: keys[interval] for interval in group} for name, group in groups.items()},
+            n_jobs=n_jobs,
+            scheduler=scheduler,
+            folders=[cache.root, *folders],
+            sizes={name: len(group) for name, group in groups.items()},
+            desc=feature.name,
+            unit="interval",
+            progress=progress,
+        )
+        kept = spreading.Kept(cache.root, spreading.PATIENCE if scheduler else 0.0)
+        entries |= {interval: kept.get_or_make(KIND, keys[interval]) for interval in todo}
+    else:
+        entries |= _make_here(_Maker(feature, read_stimulus, cache), todo, keys, progress=progress)
     return _tracks(feature.name, {interval: entries[interval] for interval in wanted})
 
 
-def _batches(feature: Feature, todo: Sequence[Interval], read_stimulus: Callable[[str], Sound]) -> Iterable[list[_Cut]]:
-    """Read each stimulus once and yield its cuts in groups of similar length; todo is sorted by stimulus."""
-    pool: list[_Cut] = []
+def _on_gpu(feature: Feature) -> bool:
+    """Whether a feature is computed on the one GPU of this process."""
+    if feature.device is not None:
+        return not str(feature.device).startswith("cpu")
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _plan(todo: Sequence[Interval]) -> list[list[list[Interval]]]:
+    """Collect intervals in pools, whose stimuli are held in memory together, and the intervals of a pool in groups of similar length.
+
+    Nothing is read for it, so the groups, of which rounding may depend in the last digit, are the same whoever computes them. ``todo`` is
+    sorted by stimulus.
+    """
+    pools: list[list[Interval]] = [[]]
     by_audio: dict[str, list[Interval]] = {}
     for interval in todo:
         by_audio.setdefault(interval[0], []).append(interval)
-    for audio, wanted in by_audio.items():
-        stimulus, sfreq = read_stimulus(audio)
+    for wanted in by_audio.values():
+        if sum(map(_seconds, pools[-1])) >= POOL_SECONDS:
+            pools.append([])
+        pools[-1] += wanted
+    return [_groups(pool) for pool in pools]
+
+
+def _seconds(interval: Interval) -> float:
+    return interval[2] - interval[1]
+
+
+def _groups(pool: Sequence[Interval]) -> list[list[Interval]]:
+    """Group intervals by length, longest first; padded to its longest, a group has no more than BATCH_SECONDS, or is one interval."""
+    groups: list[list[Interval]] = []
+    for interval in sorted(pool, key=_seconds, reverse=True):
+        # A millionth of a second more is how 20.1 - 0.1 comes out.
+        if groups and (len(groups[-1]) + 1) * _seconds(groups[-1][0]) <= BATCH_SECONDS + 1e-6:
+            groups[-1].append(interval)
+        else:
+            groups.append([interval])
+    return groups
+
+
+class _Maker:
+    """Computes the tracks of groups of intervals into the cache, and holds the stimuli that it read last."""
+
+    def __init__(self, feature: Feature, read_stimulus: Callable[[str], Sound], cache: Cache):
+        self.feature, self.read_stimulus, self.cache = feature, read_stimulus, cache
+        self.held: dict[str, tuple[np.ndarray, float, list[str]]] = {}
+
+    def hold(self, intervals: Iterable[Interval]) -> None:
+        """Have the stimuli of some intervals in memory, and no others."""
+        audios = sorted({audio for audio, _, _ in intervals})
+        self.held = {audio: self.held[audio] for audio in audios if audio in self.held}
+        for audio in audios:
+            if audio not in self.held:
+                self.held[audio] = self._read(audio)
+
+    def _read(self, audio: str) -> tuple[np.ndarray, float, list[str]]:
+        stimulus, sfreq = self.read_stimulus(audio)
         try:
-            remarks = feature.check(stimulus, sfreq)
+            return stimulus, sfreq, self.feature.check(stimulus, sfreq)
         except ValueError as error:
-            raise ValueError(f"{feature.name} of {audio!r}: {error}") from error
-        pool += [_cut(interval, stimulus, sfreq, remarks) for interval in wanted]
-        if sum(cut.seconds for cut in pool) >= POOL_SECONDS:
-            yield from _groups(pool)
-            pool = []
-    yield from _groups(pool)
+            raise ValueError(f"{self.feature.name} of {audio!r}: {error}") from error
+
+    def make(self, group: Mapping[Interval, Any]) -> Iterator[tuple[Interval, Entry]]:
+        """Compute a group, given with its keys."""
+        cuts = [_cut(interval, *self.held[interval[0]]) for interval in group]
+        for cut, values, rate in _compute(self.feature, cuts):
+            yield cut.interval, self.cache.get_or_make(KIND, group[cut.interval], partial(_entry, cut, values, rate))
+
+
+def _make_here(maker: _Maker, todo: Sequence[Interval], keys: Mapping[Interval, Any], *, progress: bool) -> dict[Interval, Entry]:
+    """Compute everything in this process."""
+    made: dict[Interval, Entry] = {}
+    with tqdm(total=len(todo), desc=maker.feature.name, unit="interval", disable=not (progress and todo)) as bar:
+        for pool in _plan(todo):
+            maker.hold(interval for group in pool for interval in group)
+            for group in pool:
+                made |= maker.make({interval: keys[interval] for interval in group})
+                bar.update(len(group))
+    return made
+
+
+def _make_group(maker: _Maker, group: Mapping[Interval, Any]) -> None:
+    """Compute one group in a worker, which leaves the tracks in the cache."""
+    maker.hold(group)
+    for _ in maker.make(group):
+        pass
 
 
 def _cut(interval: Interval, stimulus: np.ndarray, sfreq: float, remarks: list[str]) -> _Cut:
@@ -280,20 +376,8 @@ def _cut(interval: Interval, stimulus: np.ndarray, sfreq: float, remarks: list[s
     return _Cut(interval, stimulus[:, first:last], sfreq, missing > ROUNDING, remarks)
 
 
-def _groups(cuts: Sequence[_Cut]) -> Iterable[list[_Cut]]:
-    """Group cuts by length, longest first; padded to its longest, a group has no more than BATCH_SECONDS, or is one cut."""
-    group: list[_Cut] = []
-    for cut in sorted(cuts, key=lambda cut: cut.seconds, reverse=True):
-        if group and (len(group) + 1) * group[0].seconds > BATCH_SECONDS:
-            yield group
-            group = []
-        group.append(cut)
-    if group:
-        yield group
-
-
 def _compute(feature: Feature, cuts: Sequence[_Cut]) -> Iterable[tuple[_Cut, np.ndarray, float]]:
-    where = f"{feature.name} of {_names(cuts)}"
+    where = f"{feature.name} of {_names([cut.interval for cut in cuts])}"
     try:
         results = feature.many([(cut.sound, cut.sfreq) for cut in cuts])
     except ValueError as error:
@@ -301,7 +385,7 @@ def _compute(feature: Feature, cuts: Sequence[_Cut]) -> Iterable[tuple[_Cut, np.
     if len(results) != len(cuts):
         raise RuntimeError(f"{where}: expected {len(cuts)} results, got {len(results)}.")
     for cut, (values, rate) in zip(cuts, results, strict=True):
-        where = f"{feature.name} of {_names([cut])}"
+        where = f"{feature.name} of {_names([cut.interval])}"
         heard = timing.resampled_length(cut.sound.shape[1], cut.sfreq, rate)
         if values.ndim != 2 or values.shape[1] != heard:
             raise RuntimeError(f"{where}: expected values of shape (n_features, {heard}), got {values.shape}.")
@@ -321,15 +405,13 @@ def _entry(cut: _Cut, values: np.ndarray, rate: float) -> tuple[dict[str, np.nda
     return {"values": values}, {"sfreq": rate, "stimulus": cut.remarks, "clipped": cut.clipped}
 
 
-def _names(cuts: Sequence[_Cut]) -> str:
-    audio, start, stop = cuts[0].interval
-    more = f" and {len(cuts) - 1} more" if len(cuts) > 1 else ""
+def _names(group: Sequence[Interval]) -> str:
+    audio, start, stop = group[0]
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
     return f"{audio!r} [{start:.3f}, {stop:.3f}] s{more}"
 
 
-def _tracks(
-    name: str, entries: Mapping[Interval, tuple[Mapping[str, np.ndarray], Mapping[str, Any]]]
-) -> tuple[dict[Interval, FeatureTrack], dict[str, int]]:
+def _tracks(name: str, entries: Mapping[Interval, Entry]) -> tuple[dict[Interval, FeatureTrack], dict[str, int]]:
     tracks: dict[Interval, FeatureTrack] = {}
     remarks: dict[str, list[str]] = {}
     counts: Counter[str] = Counter()

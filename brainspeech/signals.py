@@ -1,0 +1,104 @@
+"""The signals of all recordings, from the cache; those that are not there are preprocessed, here or by workers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from brainspeech import spreading
+from brainspeech.cache import Cache
+from brainspeech.preprocess import PreprocessConfig, load_signal
+from brainspeech.records import Recording, Signal
+
+
+def load_signals(
+    dataset: Any,
+    recordings: Sequence[Recording],
+    config: PreprocessConfig,
+    cache: Cache,
+    *,
+    progress: bool = True,
+    n_jobs: int = 1,
+    scheduler: str | os.PathLike | None = None,
+) -> dict[str, Signal]:
+    """Open the Signal of every recording, by its uid, and preprocess what the cache does not have.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        It is sent to the workers, if there are any; what their reading adds to its ``notes`` is added here.
+    n_jobs : int
+        Processes of this machine over which recordings are spread; -1: one on each core.
+    scheduler : str or path, optional
+        Address or scheduler file of a dask cluster over which they are spread instead.
+
+    Raises
+    ------
+    ValueError, OSError, RuntimeError
+        As reading and preprocessing a recording, and ``spreading.spread``.
+    """
+    spreading.check(n_jobs, scheduler)
+    if spreading.is_spread(n_jobs, scheduler):
+        _fill(dataset, recordings, config, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
+        cache, progress = spreading.Kept(cache.root, spreading.PATIENCE if scheduler else 0.0), False
+    bar = tqdm(recordings, desc="preprocess", unit="recording", disable=not progress)
+    return {recording.uid: load_signal(dataset, recording, config, cache) for recording in bar}
+
+
+def _fill(
+    dataset: Any,
+    recordings: Sequence[Recording],
+    config: PreprocessConfig,
+    cache: Cache,
+    *,
+    progress: bool,
+    n_jobs: int,
+    scheduler: str | os.PathLike | None,
+) -> None:
+    """Let workers preprocess what the cache does not have."""
+    kept = spreading.Kept(cache.root)
+    missing = [recording for recording in recordings if not _is_kept(dataset, recording, config, kept)]
+    if not missing:
+        return
+    root = getattr(dataset, "root", None)
+    notes = spreading.spread(
+        _preprocess,
+        (dataset, config, Cache(cache.root.resolve())),
+        {recording.uid: recording for recording in missing},
+        n_jobs=n_jobs,
+        scheduler=scheduler,
+        folders=[cache.root] if root is None else [cache.root, root],
+        done=len(recordings) - len(missing),
+        desc="preprocess",
+        unit="recording",
+        progress=progress,
+    )
+    dataset.notes += _unsaid([note for said in notes.values() for note in said], dataset.notes)
+
+
+def _is_kept(dataset: Any, recording: Recording, config: PreprocessConfig, kept: spreading.Kept) -> bool:
+    try:
+        load_signal(dataset, recording, config, kept)
+    except spreading.Missing:
+        return False
+    return True
+
+
+def _preprocess(shared: tuple[Any, PreprocessConfig, Cache], recording: Recording) -> list[str]:
+    """Bring a recording's signal into the cache, and give what reading it added to the notes."""
+    dataset, config, cache = shared
+    before = set(dataset.notes)
+    load_signal(dataset, recording, config, cache)
+    return [note for note in dataset.notes if note not in before]
+
+
+def _unsaid(notes: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Leave out notes that differ from an earlier one in their recording and in numbers only: each worker says what is true of many."""
+    found: dict[str, str] = {}
+    for note in [*known, *notes]:
+        found.setdefault(re.sub(r"\d+", "", re.sub(r"^\S+: ", "", note)), note)
+    return [note for note in found.values() if note not in known]
