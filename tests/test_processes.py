@@ -198,7 +198,7 @@ def test_a_run_in_two_processes_has_the_report_of_one(tmp_path):
     settings += ("train.synchronise=True", "train.batch_size=15")
     cache = tmp_path / "cache"
     flow.run(recipes.change(recipes.load("demo"), settings), out=tmp_path / "one", cache=Cache(cache), progress=False)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "brainspeech.cli"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "brainspeech"]
     command = [*launcher, "run", "demo", *tiny_runs.set_flags(settings), "--cache", str(cache), "--out", str(tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
