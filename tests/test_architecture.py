@@ -36,7 +36,7 @@ FLOORS = [
         "subjects",
         "download",
     },
-    {"events", "manifests", "protocols", "resampling", "spreading"},
+    {"events", "manifests", "protocols", "resampling", "spreading", "windows"},
     {"segments_paper"},
     {
         "preprocess",

@@ -46,13 +46,14 @@ def block_columns(truth: np.ndarray, blocks: np.ndarray) -> Iterable[tuple[np.nd
 
 
 def ranks_within_blocks(scores: np.ndarray, truth: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """Rank every window's own candidate among those of its block; shape (W,)."""
     out = np.empty(len(truth))
     for windows, columns, own in block_columns(truth, blocks):
         out[windows] = ranks_per_seed([scores[np.ix_(windows, columns)]], own)[0][0]
     return out
 
 
-def accuracies(ranks: Mapping[str, np.ndarray], units: Units, n_candidates: int, config: EvaluateConfig) -> dict[str, dict[str, Any]]:
+def topk_accuracies(ranks: Mapping[str, np.ndarray], units: Units, n_candidates: int, config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Give top-k of every row, over all windows, hits averaged over seeds, each with its interval."""
     hits = np.concatenate([[(r < k).mean(0) for k in config.topk] for r in ranks.values()])  # (M, W)
     counts = statistics.cell_sums(np.ones(len(units.truth)), units.subject, units.block, units.shape)[0]
@@ -70,6 +71,7 @@ def accuracies(ranks: Mapping[str, np.ndarray], units: Units, n_candidates: int,
 
 
 def interval_method(shape: tuple[int, int], config: EvaluateConfig) -> str:
+    """Say in words how intervals of so many subjects and blocks are made."""
     n_subjects, n_blocks = shape
     if shape == (1, 1):
         return "None: with one subject and one block there is nothing to draw from."
@@ -84,7 +86,7 @@ def interval_method(shape: tuple[int, int], config: EvaluateConfig) -> str:
     )
 
 
-def oracle(blocks: np.ndarray, truth: np.ndarray, config: EvaluateConfig) -> dict[str, Any]:
+def block_oracle(blocks: np.ndarray, truth: np.ndarray, config: EvaluateConfig) -> dict[str, Any]:
     """Give what somebody expects who knows the block of a window and guesses inside it."""
     sizes = np.bincount(blocks)[blocks[truth]]  # candidates to guess among, per window
     row: dict[str, Any] = {f"top{k}": {"value": float(np.minimum(1, k / sizes).mean()), "low": None, "high": None} for k in config.topk}
@@ -130,10 +132,10 @@ def among_disjoint(scores: Mapping[str, Sequence[np.ndarray]], test: TestSet, un
     windows = np.flatnonzero(np.isin(test.truth, kept))
     own = np.searchsorted(kept, test.truth[windows])
     ranks = {name: ranks_per_seed([s[np.ix_(windows, kept)] for s in per_seed], own)[0] for name, per_seed in scores.items()}
-    rows = accuracies(ranks, units[windows], len(kept), config)
+    rows = topk_accuracies(ranks, units[windows], len(kept), config)
     for name, row in rows.items():
         row["median_rank"] = retrieval.median_rank(ranks[name].ravel())
-    oracle = oracle(np.unique(test.blocks[kept], return_inverse=True)[1], own, config)
+    oracle = block_oracle(np.unique(test.blocks[kept], return_inverse=True)[1], own, config)
     rows["block_oracle"] = {key: oracle[key] for key in (*(f"top{k}" for k in config.topk), "median_rank")}
     chance = {f"top{k}": retrieval.chance(k, len(kept)) for k in config.topk}
     return {"n_candidates": len(kept), "n_windows": len(windows), "chance": chance, "rows": rows}

@@ -10,11 +10,11 @@ import numpy as np
 from brainspeech import retrieval
 from brainspeech.prediction import TestSet
 
-from .accuracies import Units, accuracies, among_disjoint, interval_method, oracle, ranks_per_seed, ranks_within_blocks
+from .accuracies import Units, among_disjoint, block_oracle, interval_method, ranks_per_seed, ranks_within_blocks, topk_accuracies
 from .config import EvaluateConfig
 from .findings import LEAK, MEANINGS, RetrievalReport, plain
-from .showing import examples, lag_curve_of, mean_similarity, rank_curves
-from .significance import row_and_scorer, significance, smallest_p
+from .showing import choose_examples, find_lag_peak, mean_similarity, rank_curves
+from .significance import p_values, row_and_scorer, smallest_p
 
 CONTROLS = ("noise", "shuffled")
 
@@ -82,10 +82,10 @@ def evaluate(
             "control": name in controls or row_and_scorer(name)[0] in controls,
             "meaning": (meanings or {}).get(name, MEANINGS.get(name, "")),
         }
-    tests, methods = significance(scores, ranks, units, test, config)
-    for name, accuracies in accuracies(ranks, units, n_candidates, config).items():
+    tests, methods = p_values(scores, ranks, units, test, config)
+    for name, accuracies in topk_accuracies(ranks, units, n_candidates, config).items():
         table[name] = {**accuracies, **table[name], **tests[name]}
-    table["block_oracle"] = oracle(blocks, test.truth, config)
+    table["block_oracle"] = block_oracle(blocks, test.truth, config)
     chance: dict[str, float] = {f"top{k}": retrieval.chance(k, n_candidates) for k in config.topk}
     chance |= {"median_rank": (n_candidates - 1) / 2, "within_block_rank": table["block_oracle"]["within_block_rank"]}
 
@@ -98,7 +98,7 @@ def evaluate(
         per_subject={
             subject: {
                 "windows": int(mine.sum()),
-                "rows": accuracies({name: r[:, mine] for name, r in ranks.items()}, units[mine], n_candidates, config),
+                "rows": topk_accuracies({name: r[:, mine] for name, r in ranks.items()}, units[mine], n_candidates, config),
             }
             for subject, mine in ((subject, units.subject == i) for i, subject in enumerate(subjects))
         },
@@ -110,8 +110,8 @@ def evaluate(
         warnings=[],
         provenance=plain(provenance or {}),
         methods={"interval": interval_method(units.shape, config), **methods},
-        curves={"lead": lead, "rank": rank_curves(ranks, blocks, test.truth), "lag": lag_curve_of(lag_curve, lag_metric)},
-        examples=examples(scores[lead][0], ranks[lead][0], test, config),
+        curves={"lead": lead, "rank": rank_curves(ranks, blocks, test.truth), "lag": find_lag_peak(lag_curve, lag_metric)},
+        examples=choose_examples(scores[lead][0], ranks[lead][0], test, config),
         title=title,
         similarity=mean_similarity(scores[lead], test.truth),
     )

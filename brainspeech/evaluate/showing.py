@@ -26,7 +26,7 @@ def rank_curves(ranks: Mapping[str, np.ndarray], blocks: np.ndarray, truth: np.n
     return plain({"k": ks, "chance": ks / n_candidates, "rows": {n: np.round(c, 5) for n, c in curves.items()}})
 
 
-def lag_curve_of(curve: Mapping[float, float] | None, metric: str) -> dict[str, Any] | None:
+def find_lag_peak(curve: Mapping[float, float] | None, metric: str) -> dict[str, Any] | None:
     """Sort the lag curve and find its peak; a peak within 25 ms of 0 is an artefact.
 
     A maximum that does not stand out by three standard deviations from the lags at which no brain can answer (100 ms or more before the
@@ -48,7 +48,7 @@ def lag_curve_of(curve: Mapping[float, float] | None, metric: str) -> dict[str, 
     }
 
 
-def examples(scores: np.ndarray, ranks: np.ndarray, test: TestSet, config: EvaluateConfig) -> list[dict[str, Any]]:
+def choose_examples(scores: np.ndarray, ranks: np.ndarray, test: TestSet, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Show windows from the best to the worst rank: what was heard, and the five best candidates."""
     rng = np.random.default_rng(config.seed)
     order = np.lexsort((rng.random(len(ranks)), ranks))

@@ -19,7 +19,7 @@ FEW_BLOCKS = 11  # 2^10 swaps cannot reach p < 0.001, so with fewer blocks candi
 FEW_CANDIDATES = 20  # top-10 of so few is near 1 for everyone: the mean rank is tested instead
 
 
-def significance(
+def p_values(
     scores: Mapping[str, Sequence[np.ndarray]],
     ranks: Mapping[str, np.ndarray],
     units: Units,
