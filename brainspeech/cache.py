@@ -55,6 +55,13 @@ class Verified(NamedTuple):
     damaged: list[Path]
 
 
+def open_cache(cache: Cache | str | os.PathLike | None) -> Cache:
+    """Give the cache that is given, or that of a folder; None: the folder BRAINSPEECH_CACHE, or else ~/.cache/brainspeech."""
+    if isinstance(cache, Cache):
+        return cache
+    return Cache(cache or os.environ.get("BRAINSPEECH_CACHE") or Path.home() / ".cache" / "brainspeech")
+
+
 class Cache:
     """Store of arrays under a folder, made when first written to.
 

@@ -7,10 +7,11 @@ said not to be stated.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from brainspeech import manifests, naming
+from brainspeech.listing import some
 
 # The entries of a report that a card says something about.
 KEPT = ("title", "n_candidates", "n_windows", "chance", "subjects", "blocks", "folds", "seeds", "warnings")
@@ -146,7 +147,7 @@ def _what(config: Mapping[str, Any]) -> list[str]:
 
 
 def _counts(config: Mapping[str, Any], report: Mapping[str, Any] | None) -> list[str]:
-    lines = [f"Fitted on {len(config['subjects'])} listeners: {_listed(config['subjects'])}."]
+    lines = [f"Fitted on {len(config['subjects'])} listeners: {some(config['subjects'], 40)}."]
     if report:
         lines[0] += (
             f" Tested on {report['n_windows']} windows of {report['subjects']} listeners in {report['blocks']} blocks of speech "
@@ -269,7 +270,3 @@ def _accuracies(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 def _interval(entry: Mapping[str, float | None]) -> str:
     low, high = entry["low"], entry["high"]
     return "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _listed(names: Sequence[str], most: int = 40) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

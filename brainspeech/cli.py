@@ -265,9 +265,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _cache(folder: str | None):
-    from brainspeech.cache import Cache
+    from brainspeech.cache import open_cache
 
-    return Cache(folder or os.environ.get("BRAINSPEECH_CACHE") or Path.home() / ".cache" / "brainspeech")
+    return open_cache(folder)
 
 
 def _load(arguments: argparse.Namespace) -> Recipe:
@@ -351,7 +351,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         print(f"{found.n_whole} entries of the cache are whole, {found.n_unchecked} have no checksum, {len(found.damaged)} were damaged.")
         print("\n".join(f"  removed: {damage}" for damage in found.damaged), end="\n" if found.damaged else "")
         return 1 if found.damaged else 0
-    root = _data(recipe, arguments)
+    root = arguments.root or _fetched(recipe, progress=not arguments.quiet)  # of several processes only the first comes here
     done = flow.fill_cache(
         recipe,
         root,

@@ -18,7 +18,7 @@ import pandas as pd
 from brainspeech import lexicon, related, retrieval, statistics
 from brainspeech.evaluate import EvaluateConfig, plain
 from brainspeech.prediction import TestSet, place
-from brainspeech.protocols import normalised
+from brainspeech.protocols import normalised, overlapping, words_of
 from brainspeech.records import Segment
 
 CHUNK = 2048  # windows whose scores are aggregated at once: bounds the memory
@@ -53,7 +53,7 @@ def describe(
     sets : sequence of str
         Sets of word features (``lexicon.SETS``); none: no regression.
     events : mapping of str to DataFrame, optional
-        Events tables by recording, for phonemes.
+        Events tables by recording, for phonemes and for words that a training window cuts.
     anchor : float
         Seconds from the start of a window to its anchor: ``-segments.tmin``.
     language, spacy_model, phrase_model
@@ -79,7 +79,7 @@ def describe(
     lexicon.check(sets)
     scores = [_checked(s, test) for s in per_seed]
     found = {
-        "words": words(scores, test, seen_in_training(folds), config=config),
+        "words": words(scores, test, seen_in_training(folds, events), config=config),
         "repeats": repeats(scores, test, windows, config=config),
         "regression": {},
     }
@@ -110,14 +110,22 @@ def _checked(scores: np.ndarray, test: TestSet) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------------------------------- words
 
 
-def seen_in_training(folds: Sequence[Sequence[Segment]]) -> np.ndarray:
-    """Tell of each test window whether its anchor word stands in a training window of its own fold; shape (W,), bool.
+def seen_in_training(folds: Sequence[Sequence[Segment]], events: Mapping[str, pd.DataFrame] | None = None) -> np.ndarray:
+    """Tell of each test window whether its anchor word sounds in a training window of its own fold; shape (W,), bool.
 
-    Words are compared in lower case and without punctuation.
+    Words are compared in lower case and without punctuation. A window's own text holds the words whose middle is inside; a word that it
+    cuts was heard in training too, and the events tables, by recording, know it.
     """
     out: list[bool] = []
+    tables = {uid: words_of(table) for uid, table in (events or {}).items()}
     for fold in folds:
-        vocabulary = {word for text in {s.text for s in fold if s.split == "train"} for word in normalised(text)}
+        of_recording: dict[str, list[Segment]] = {}
+        for s in fold:
+            if s.split == "train":
+                of_recording.setdefault(s.recording, []).append(s)
+        heard = {s.text for own in of_recording.values() for s in own}
+        heard |= {text for uid, own in of_recording.items() if uid in tables for text in overlapping(own, tables[uid])}
+        vocabulary = {word for text in heard for word in normalised(text)}
         out += [all(word in vocabulary for word in normalised(s.word)) for s in fold if s.split == "test"]
     return np.array(out, bool)
 

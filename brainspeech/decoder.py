@@ -6,8 +6,8 @@
     decoder.fit(dataset)
     decoder.score()  # top-10 accuracy on the test windows
 
-Everything it does is done by the rooms that a recipe's run goes through: the same segments, batches, training and scores. What a saved
-folder can do, without a fit, is in ``pretrained``.
+Everything it does is done by the rooms that a recipe's run goes through: the same segments, batches, training and scores. How it is fitted
+is in ``fitting``, how it is saved and given away in ``sharing``; what a saved folder can do, without a fit, is in ``pretrained``.
 
 Shapes: n windows, N candidates, C channels, F features, G features of an estimate (F but with a target encoder), T times after the lag is
 cut; T_w samples of a whole window.
@@ -19,32 +19,30 @@ import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from brainspeech import card, datasets, evaluate, features, flow, given, hub, naming, retrieval, rows, segments
+from brainspeech import datasets, evaluate, features, fitting, flow, given, naming, retrieval
 from brainspeech import recipe as recipes
-from brainspeech import report as reports
 from brainspeech.batches import BatchConfig
-from brainspeech.cache import Cache
-from brainspeech.parameters import CHOICES, CONFIGS, Parameters, as_choice
+from brainspeech.cache import Cache, open_cache
+from brainspeech.parameters import CHOICES, CONFIGS, as_choice
 from brainspeech.preprocess import PreprocessConfig
-from brainspeech.pretrained import Pretrained, Tracks, own_classes
-from brainspeech.provenance import provenance
+from brainspeech.pretrained import Tracks
 from brainspeech.recipe import Choice, Recipe
-from brainspeech.records import SPLITS, Segment, Signal, Span
+from brainspeech.records import Segment, Signal, Span
 from brainspeech.segments import SegmentConfig
-from brainspeech.timing import to_samples
+from brainspeech.sharing import Shareable
 from brainspeech.train import TrainConfig
 
 DEFAULTS = Recipe(name="decoder", title="", dataset=Choice("arrays"))
 
 
-class SpeechDecoder(Parameters):
+class SpeechDecoder(Shareable):
     """Decode which speech segment was heard.
 
     The parameters are those of a recipe and are kept as they are given, so that ``sklearn.base.clone`` and grid searches work; a field of
@@ -89,11 +87,6 @@ class SpeechDecoder(Parameters):
     history_, warnings_ : list
         Epochs; what a reader of the result has to know. Only after a fit.
     """
-
-    scores_: np.ndarray | None
-    test_: evaluate.TestSet | None
-    history_: list[dict[str, Any]]
-    warnings_: list[str]
 
     def __init__(
         self,
@@ -212,87 +205,35 @@ class SpeechDecoder(Parameters):
             If what is given does not belong together, or a split is empty.
         """
         if isinstance(data, datasets.Dataset):
-            return self._fit_dataset(data, _cache(cache), subjects, out, progress)
-        if isinstance(data, Sequence) and data and isinstance(data[0], Segment):
+            recipe = self._recipe(name=data.name or "decoder", dataset=Choice(data.name), load=lambda root=None, **_: data)
+            recipe = dataclasses.replace(recipe, subjects=subjects)
+            own = self.feature if isinstance(self.feature, features.Feature) else None
+            material = fitting.from_dataset(recipe, data, feature=own, cache=open_cache(cache), progress=progress)
+        elif isinstance(data, Sequence) and data and isinstance(data[0], Segment):
             if signals is None or tracks is None:
                 raise ValueError("Segments are fitted with signals= (by recording) and tracks= (by Span.key).")
-            return self._fit_segments(self._recipe(), data, signals, tracks, fill, out=out, progress=progress)
-        if targets is None:
+            material = fitting.Material(self._recipe(), data, signals, tracks, fill)
+        elif targets is None:
             raise ValueError(f"Expected a Dataset, segments, or windows with targets, got {type(data).__name__} and no targets.")
-        targets = np.asarray(targets)
-        if targets.dtype.kind not in "fiu" or not np.isfinite(targets).all():
-            raise ValueError(f"Targets must be finite numbers, (n, F, n_frames), got {targets.dtype} {targets.shape}; are there NaN?")
-        recipe = self._recipe(feature=Choice("precomputed"))
-        rate = recipe.preprocess.sfreq
-        options: dict[str, Any] = {"ch_types": ch_types, "from_sfreq": sfreq, "montage": recipe.preprocess.positions}
-        windows = given.read_windows(data, sfreq=rate, n_times=None, ch_names=ch_names, **options)
-        n_expected = to_samples(recipe.segments.duration, rate)
-        if hasattr(data, "info") and windows.data.shape[2] == n_expected + 1:  # MNE counts both ends
-            windows = dataclasses.replace(windows, data=np.ascontiguousarray(windows.data[..., :n_expected]))
-        if positions is not None:
-            windows = dataclasses.replace(windows, positions=np.asarray(positions, dtype=np.float32))
-        length = round(windows.data.shape[2] / rate, 6)
-        recipe = dataclasses.replace(recipe, segments=dataclasses.replace(recipe.segments, tmin=0.0, tmax=length, sfreq=rate))
-        options = {"subject": subject, "stimuli": stimuli, "blocks": blocks}
-        segs, signals, tracks = given.with_targets(windows, targets, recipe.segments, **options)
-        return self._fit_segments(recipe, segs, signals, tracks, 0.0, out=out, progress=progress)
-
-    def _fit_dataset(self, dataset: datasets.Dataset, cache: Cache, subjects: str, out: Any, progress: bool) -> Self:
-        """Go the way of ``flow.run`` up to the fit."""
-        recipe = self._recipe(name=dataset.name or "decoder", dataset=Choice(dataset.name), load=lambda root=None, **_: dataset)
-        recipe = dataclasses.replace(recipe, subjects=subjects)
-        own = self.feature if isinstance(self.feature, features.Feature) else None
-        known = recipe if own is None else dataclasses.replace(recipe, feature=Choice("precomputed"))
-        recipes.check(known)
-        prepared = flow.prepare(known, None, cache, progress=progress)
-        feature = own or prepared.feature
-        fold = flow.segment(recipe, prepared)[0]
-        leaks = segments.audit(fold.segments, blocks=fold.blocks).errors
-        if leaks:
-            raise RuntimeError(f"The split leaks in {len(leaks)} places, nothing was trained: {'; '.join(leaks[:3])}")
-        segs = features.window_spans(fold.segments) if recipe.context == "window" else fold.segments
-        tracks, _ = features.compute_tracks(
-            feature,
-            features.intervals(segs, recipe.context),
-            dataset.read_stimulus,
-            fingerprint=dataset.stimulus_fingerprint,
-            cache=cache,
-            progress=progress,
-        )
-        said = [*dataset.notes, *fold.warnings]
-        return self._fit_segments(
-            recipe, segs, prepared.signals, tracks, feature.fill, feature=feature.config(), said=said, out=out, progress=progress
-        )
-
-    def _fit_segments(
-        self,
-        recipe: Recipe,
-        segs: Sequence[Segment],
-        signals: Mapping[str, Signal],
-        tracks: Tracks,
-        fill: float,
-        *,
-        feature: Mapping[str, Any] | None = None,
-        said: Iterable[str] = (),
-        out: str | os.PathLike | None,
-        progress: bool,
-    ) -> Self:
-        """Fit the row ``encoder`` of a recipe, and take what it saved."""
-        counts = {split: sum(s.split == split for s in segs) for split in SPLITS}
-        if not counts["train"] or not counts["valid"]:
-            raise ValueError(f"A fit needs training and validation windows, got {counts}. Give more stimuli, other ratios or another seed.")
-        tested = [s for s in segs if s.split == "test"]
-        # The fit scores its test windows; without any it scores those of the validation, which is nobody's business.
-        stand_in = [] if tested else [dataclasses.replace(s, split="test") for s in segs if s.split == "valid"]
-        test = evaluate.TestSet.from_segments(tested or stand_in)
-        fitter = rows.Fitter(recipe, [*segs, *stand_in], {"": test.candidates}, signals=signals, tracks=tracks, fill=fill)
+        else:
+            material = fitting.from_windows(
+                self._recipe(feature=Choice("precomputed")),
+                data,
+                targets,
+                subject=subject,
+                stimuli=stimuli,
+                blocks=blocks,
+                ch_names=ch_names,
+                ch_types=ch_types,
+                positions=positions,
+                sfreq=sfreq,
+            )
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if out is None else out)
-            fitted = dict(fitter.rows(folder, seed=recipe.seeds[0], progress=progress))["encoder"]
-            self._take(folder / "model", feature=feature)
-        if tested:
-            self.scores_, self.test_ = fitted.scores, test
-        self.history_, self.warnings_ = fitted.history, [*said, *fitter.warnings()]
+            fitted = fitting.fit(material, folder, progress=progress)
+            self._take(folder / "model", feature=material.feature)
+        self.scores_, self.test_ = fitted.scores, fitted.test
+        self.history_, self.warnings_ = fitted.history, fitted.warnings
         return self
 
     def run(
@@ -324,7 +265,7 @@ class SpeechDecoder(Parameters):
             raise ValueError("A run names its feature, so that it can be made again: give a Choice or a name, not a Feature.")
         named = {"name": data.name, "title": data.name, "rows": DEFAULTS.rows, "dataset": Choice(data.name)}
         recipe = self._recipe(**(named | {"load": lambda root=None, **_: data} | changes))
-        report = flow.run(recipe, out=out, cache=_cache(cache), progress=progress)
+        report = flow.run(recipe, out=out, cache=open_cache(cache), progress=progress)
         self._take_run(Path(out))
         return report
 
@@ -434,7 +375,7 @@ class SpeechDecoder(Parameters):
                 {span.key for own in spans for span in own},
                 dataset.read_stimulus,
                 fingerprint=dataset.stimulus_fingerprint,
-                cache=_cache(cache),
+                cache=open_cache(cache),
                 progress=progress,
             )
         return fitted.targets(spans, tracks, fill)
@@ -488,148 +429,6 @@ class SpeechDecoder(Parameters):
         ranks = self.rank(signal, self.candidates(targets[list(first.values())]), [column[name] for name in names], **options)
         return retrieval.topk_accuracy(ranks, k)
 
-    def report(self, config: evaluate.EvaluateConfig | None = None) -> evaluate.RetrievalReport:
-        """Evaluate the test windows of the fit: accuracies with intervals. References and controls come with ``run``."""
-        self._fitted()
-        if self.scores_ is None or self.test_ is None:
-            raise ValueError("There are no test windows to report on: fit with a test split, or run() for a whole report.")
-        feature = self.config_.get("feature_config") or {}
-        where = provenance(self.recipe_.to_dict(), repeated_texts=[], feature=feature)
-        seeds = list(self.recipe_.seeds)
-        said = self.warnings_
-        return evaluate.evaluate({"encoder": [self.scores_]}, self.test_, config=config, warnings=said, provenance=where, seeds=seeds)
-
-    # ------------------------------------------------------------------------------------------------------------------ save and load
-
-    def save(self, folder: str | os.PathLike, *, name: str = "", licence: str | None = None) -> Path:
-        """Save the decoder as one folder: weights (safetensors), constants and statistics (JSON), a model card.
-
-        Parameters
-        ----------
-        folder : path
-            New, or with an earlier save, which is replaced in one step.
-        name, licence : str, optional
-            For the card: of the model, and of its weights (``cc-by-4.0``).
-        """
-        self._fitted()
-        if "report" not in self.config_ and self.scores_ is not None:
-            measured = self.report()
-            self.config_["report"] = card.condense(measured.to_dict(), alarms=measured.alarms)
-        self.config_["classes"] = own_classes(self.config_)
-        config = {key: value for key, value in self.config_.items() if key not in hub.RESERVED}
-        return self._fitted().save(Path(folder), config=config, card=self.card(name=name, licence=licence))
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike, *, feature: features.Feature | None = None) -> Self:
-        """Load what ``save`` wrote; nothing of the training data is needed.
-
-        Parameters
-        ----------
-        feature : Feature, optional
-            Where the decoder was fitted with a feature object that no name makes again.
-
-        Raises
-        ------
-        FileNotFoundError, RuntimeError
-            If a file is missing or damaged, the folder holds a module that is no decoder, or its model, loss or target encoder is a class
-            of somebody's own whose module was not imported: a folder holds no code and imports none.
-        """
-        decoder = cls()._take(Path(folder))
-        recipe = decoder.recipe_
-        values = {name: getattr(recipe, name) for name in (*CHOICES, "context", *CONFIGS)}
-        decoder.set_params(**values, seed=recipe.seeds[0])
-        if feature is not None:
-            decoder.feature = feature
-        return decoder
-
-    @classmethod
-    def from_run(cls, run: str | os.PathLike) -> Self:
-        """Take the decoder of a run folder (``brainspeech run``): the encoder of its first fold and seed, and its report."""
-        folder = Path(run)
-        if not (folder / "model" / hub.CONFIG).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no fitted encoder (model/{hub.CONFIG}). Go on with it: brainspeech run RECIPE --out {folder}"
-            )
-        decoder = cls.load(folder / "model")
-        decoder._take_run(folder)
-        return decoder
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | os.PathLike,
-        *,
-        revision: str | None = None,
-        token: str | None = None,
-        cache_dir: str | os.PathLike | None = None,
-        feature: features.Feature | None = None,
-    ) -> Self:
-        """Load a decoder from a folder, or from a hub (``owner/name``): safetensors, JSON and the card are fetched, nothing else.
-
-        Raises
-        ------
-        FileNotFoundError, PermissionError, ConnectionError
-            If there is no such repository, it may not be read, or the hub cannot be reached.
-        """
-        if not Path(name).is_dir():
-            if not hub.is_repo_id(str(name)):
-                raise FileNotFoundError(f"{name} is neither a folder nor a repository (owner/name).")
-            name = hub.pull(str(name), revision=revision, token=token, cache_dir=None if cache_dir is None else Path(cache_dir))
-        return cls.load(name, feature=feature)
-
-    def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | None = None, licence: str | None = None, message: str = ""
-    ) -> str:
-        """Upload the decoder to a hub as one commit, and give its address.
-
-        Parameters
-        ----------
-        repo_id : str
-            ``owner/name``; made if there is none.
-        private : bool
-            Whether a repository that is made is private.
-        token : str, optional
-            None: that of ``hf auth login``.
-        licence : str, optional
-            Of the weights, for the card (``cc-by-4.0``).
-
-        Raises
-        ------
-        PermissionError, ConnectionError, RuntimeError
-            If nobody is logged in, the hub cannot be reached, or it refuses.
-        """
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = self.save(Path(temporary) / "model", name=repo_id.split("/")[-1], licence=licence)
-            return hub.push(folder, repo_id, private=private, token=token, message=message or "Upload with brainspeech")
-
-    def card(self, *, name: str = "", licence: str | None = None) -> str:
-        """Write the model card: data, licence, accuracies with intervals, constants, limits."""
-        self._fitted()
-        return card.model_card(self.config_, self.config_.get("report"), name=name, licence=licence)
-
-    def _take(self, folder: Path, *, feature: Mapping[str, Any] | None = None) -> Self:
-        """Become what a saved folder holds."""
-        self._pretrained = found = Pretrained.load(folder)
-        self.config_ = dict(found.config) | ({} if feature is None else {"feature_config": evaluate.plain(feature)})
-        self.encoder_, self.loss_, self.recipe_, self.statistics_ = found.encoder, found.loss, found.recipe, found.statistics
-        self.subjects_, self.ch_names_, self.positions_ = found.subjects, found.ch_names, dict(found.positions)
-        self.scores_, self.test_ = None, None
-        self.history_, self.warnings_ = [], []
-        return self
-
-    def _take_run(self, run: Path) -> None:
-        """Become the encoder of a run, and keep what its report says."""
-        self._take(run / "model")
-        if (run / "report.json").is_file():
-            found = reports.load(run)
-            self.config_["report"] = card.condense(found.to_dict(), alarms=found.alarms)
-            self.config_["feature_config"] = found.provenance.get("feature")
-            self.warnings_ = list(found.warnings)
-
-    def _fitted(self) -> Pretrained:
-        self.check_fitted()
-        return self._pretrained
-
     def _device(self) -> torch.device:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -656,12 +455,3 @@ class SpeechDecoder(Parameters):
                 f"The decoder was fitted on the feature {kept}, this one is {now}. Give the one of the training: load(..., feature=)."
             )
         return feature
-
-
-# ------------------------------------------------------------------------------------------------------------------------------ parts
-
-
-def _cache(cache: Cache | str | os.PathLike | None) -> Cache:
-    if isinstance(cache, Cache):
-        return cache
-    return Cache(cache or os.environ.get("BRAINSPEECH_CACHE") or Path.home() / ".cache" / "brainspeech")

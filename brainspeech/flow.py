@@ -329,6 +329,7 @@ def run(
     recipe = settle(recipe)
     check(recipe)
     processes.start()
+    processes.check_equal("recipe", json.dumps(recipe.to_dict(), sort_keys=True))
     progress = progress and processes.is_first()
     lock = processes.alone(lambda: _hold(out, recipe, root=root, source=source))
     there = out / "recipe.json"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainspeech.cache import Cache
+from brainspeech.listing import some
 from brainspeech.records import Recording, Signal
 from brainspeech.resampling import filter_rows, reflect, resample_chunks
 from brainspeech.timing import resampled_length
@@ -328,9 +329,8 @@ def _keep(
     lost = len(candidates) - len(kept)
     if 2 * lost > len(candidates):
         names = [f"{raw.ch_names[pick]} ({faults[pick]})" for pick in candidates if pick in faults]
-        listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         left = f"more than half, {lost} of {len(candidates)} channels, cannot be used" if kept else "no usable channel remains"
-        raise RuntimeError(f"{where}: {left}: {listed}. Check the file, or leave this recording out.")
+        raise RuntimeError(f"{where}: {left}: {some(names, 12)}. Check the file, or leave this recording out.")
     return kept
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from brainspeech import given, hub, losses, models, naming, retrieval
 from brainspeech import recipe as recipes
 from brainspeech.batches import SegmentDataset
+from brainspeech.listing import some
 from brainspeech.losses.base import Loss
 from brainspeech.losses.joint import Joint
 from brainspeech.models.base import Encoder, TargetEncoder, estimator
@@ -153,7 +154,9 @@ class Pretrained:
         recipe = self.recipe
         rate, duration = recipe.preprocess.sfreq, recipe.segments.duration
         if recording is not None and recording not in self.statistics.scales:
-            raise ValueError(f"No recording {recording!r} in the training; leave it out, or take one of {_some(self.statistics.scales)}.")
+            raise ValueError(
+                f"No recording {recording!r} in the training; leave it out, or take one of {some(self.statistics.scales, 10)}."
+            )
         if recording is not None and subject is None:
             subject = "/".join(recording.split("/")[:2])
         notes: list[str] = []
@@ -340,9 +343,3 @@ def _target_encoder(folder: Path, config: Mapping[str, Any], extra: Mapping[str,
     target = models.build_target(made["name"], **made["config"])
     hub.load_state(target, state, where=str(folder / hub.EXTRA))
     return target.eval()
-
-
-def _some(names: Sequence[str] | Mapping[str, Any], most: int = 10) -> str:
-    """List the first of some names."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

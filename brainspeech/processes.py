@@ -8,6 +8,8 @@ What processes agree on travels between CPUs (gloo), so that no GPU waits for it
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ class Elsewhere(RuntimeError):
 
 # One process may filter recordings or evaluate for hours while the others wait; when one dies, the launcher ends the rest.
 PATIENCE = timedelta(days=7)
+# By how much processes differ in when they come to an error that all of them have.
+APART = timedelta(minutes=5)
 LONGEST = 2000  # bytes of an error's text that other processes are told
 
 
@@ -131,6 +135,34 @@ def wait() -> None:
         total([0.0])
 
 
+_parts = itertools.count()
+
+
+def end_together(error: Exception | None) -> None:
+    """Wait until all have come to the end of a part of the work that the next part does not need, by an error or without.
+
+    Raises
+    ------
+    RuntimeError
+        If there was an error here, and others did not come: they wait for what this process did not do, and do not hear.
+    """
+    if not is_spread():
+        return
+    part = next(_parts)
+    names = [f"brainspeech/end/{part}/{number}" for number in range(count())]
+    store = dist.distributed_c10d._get_default_store()
+    store.set(names[rank()], "")
+    try:
+        store.wait(names, PATIENCE if error is None else APART)
+    except RuntimeError as late:
+        if error is None:
+            raise Elsewhere(f"Process {rank()} lost the others at the end of a part: {late}") from late
+        raise RuntimeError(
+            f"{error} This went wrong in process {rank()} only, and the others wait for it. What was finished is kept: give the command "
+            "again without this part, or to one process."
+        ) from error
+
+
 def _tell(text: str) -> str:
     """Tell all processes what the first one says."""
     data = torch.zeros(LONGEST, dtype=torch.uint8)
@@ -199,7 +231,8 @@ def check_equal(what: str, text: str) -> None:
     RuntimeError
         In all of them, if one has another text than the first.
     """
-    differs = is_spread() and _tell(text) != text[:LONGEST]
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    differs = is_spread() and _tell(digest) != digest
     if largest([differs])[0]:
         raise RuntimeError(
             f"Processes do not see the same {what}{f' (process {rank()} for one)' * differs}. They need the same files in the same places "
@@ -207,11 +240,19 @@ def check_equal(what: str, text: str) -> None:
         )
 
 
+@torch.no_grad()
 def hand_out(tensors: Sequence[Tensor]) -> None:
-    """Give all processes the first one's tensors, in place."""
-    if is_spread():
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
+    """Give all processes the first one's tensors, in place; of any dtype and layout."""
+    if not is_spread():
+        return
+    for tensor in tensors:
+        # As bytes: neither gloo nor NCCL knows bool and the rarer integers.
+        whole = tensor.detach().contiguous()
+        data = whole.flatten().view(torch.uint8)
+        if data.numel():
+            dist.broadcast(data, 0)
+        if whole.data_ptr() != tensor.data_ptr():
+            tensor.copy_(whole)
 
 
 def gather(local: Tensor) -> Tensor:
@@ -234,8 +275,16 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def averaged_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[[], None]]:
-    """Average gradients over processes inside the block, each as soon as the backward pass has it, while it goes on with the rest.
+def averaged_gradients(parameters: Sequence[nn.Parameter], *, meanwhile: bool = True) -> Iterator[Callable[[], None]]:
+    """Average gradients over processes inside the block, from the second backward pass on while it goes on.
+
+    A parameter that only some processes used in a step counts as 0 in the others; one that none used keeps no gradient.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+    meanwhile : bool
+        False: nothing is sent before the backward pass is over. For one in which processes exchange other things.
 
     Yields
     ------
@@ -245,23 +294,61 @@ def averaged_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[Callable[
     if not is_spread():
         yield lambda: None
         return
-    under_way: list[dist.Work] = []
-
-    def send(parameter: Tensor) -> None:
-        assert parameter.grad is not None  # for mypy
-        if not parameter.grad.is_contiguous():
-            parameter.grad = parameter.grad.contiguous()
-        parameter.grad.div_(count())
-        under_way.append(dist.all_reduce(parameter.grad, async_op=True))
-
-    def finish() -> None:
-        for work in under_way:
-            work.wait()
-        under_way.clear()
-
-    hooks = [parameter.register_post_accumulate_grad_hook(send) for parameter in parameters]
+    average = _Average(parameters, meanwhile=meanwhile)
+    hooks = [parameter.register_post_accumulate_grad_hook(average.take) for parameter in parameters]
     try:
-        yield finish
+        yield average.finish
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _Average:
+    """Gradients on their way: sent in one order by all processes, whatever the order is in which each has them.
+
+    Which operation of one process meets which of another is a matter of their order alone, and two encoders that look alike may go
+    different ways through their data. The order is that in which the first process had its gradients in the first backward pass.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, meanwhile: bool):
+        self.order, self.meanwhile = list(parameters), meanwhile
+        self.n_passes = 0
+        self.had: dict[int, int] = {}  # by parameter: the turn in which its gradient came
+        self.under_way: dict[int, dist.Work] = {}  # by parameter, in their order
+
+    def take(self, parameter: Tensor) -> None:
+        """Note that a gradient is there, and send all whose turn it is."""
+        if id(parameter) in self.under_way:
+            raise RuntimeError(
+                "A gradient was added to after it was sent to the other processes: the encoder goes backwards through a part of itself "
+                "twice (reentrant checkpointing, for one). Use use_reentrant=False there."
+            )
+        self.had.setdefault(id(parameter), len(self.had))
+        if self.meanwhile and self.n_passes:
+            self._send(while_had=True)
+
+    def _send(self, *, while_had: bool) -> None:
+        for parameter in self.order[len(self.under_way) :]:
+            if while_had and id(parameter) not in self.had:
+                return
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = gradient.contiguous()
+            parameter.grad.div_(count())
+            self.under_way[id(parameter)] = dist.all_reduce(parameter.grad, async_op=True)
+
+    def finish(self) -> None:
+        """Send the rest, and wait until all are averaged."""
+        self._send(while_had=False)
+        used = largest([id(parameter) in self.had for parameter in self.order])
+        for work in self.under_way.values():
+            work.wait()
+        for parameter, by_any in zip(self.order, used, strict=True):
+            if not by_any:
+                parameter.grad = None
+        if not self.n_passes:
+            came = [self.had.get(id(parameter), len(self.order)) for parameter in self.order]
+            turns = from_first(came)
+            self.order = [self.order[i] for i in sorted(range(len(turns)), key=turns.__getitem__)]
+        self.n_passes += 1
+        self.had.clear()
+        self.under_way.clear()

@@ -239,6 +239,25 @@ def texts_inside(text: np.ndarray, middle: np.ndarray, start: np.ndarray, stop: 
     return [" ".join(words[a:b]) for a, b in zip(low, high, strict=True)]
 
 
+def overlapping(segments: Sequence[Segment], words: pd.DataFrame) -> set[str]:
+    """Find the words that overlap a window by more than 20 ms, also those that a window cuts.
+
+    Parameters
+    ----------
+    segments : sequence of Segment
+        Of one recording, of one duration.
+    words : DataFrame
+        The recording's, from ``words_of``.
+    """
+    onset, text = words["onset"].to_numpy(), words["text"].to_numpy(dtype=object)
+    stop = onset + words["duration"].to_numpy()
+    windows = np.sort([segment.onset for segment in segments])
+    # A window overlaps the word if it starts before the word's end and not a whole window before its onset.
+    low = np.searchsorted(windows, onset + WORD_OVERLAP - segments[0].duration, side="right")
+    high = np.searchsorted(windows, stop - WORD_OVERLAP, side="left")
+    return set(text[high > low].tolist())
+
+
 def describe(segmentation: Segmentation, events: Mapping[str, pd.DataFrame]) -> dict:
     """Count segments, windows and words of each split.
 
@@ -267,14 +286,8 @@ def describe(segmentation: Segmentation, events: Mapping[str, pd.DataFrame]) -> 
     words = {uid: words_of(events[uid]) for uid in {recording for recording, _ in heard}}
     for (recording, split), own in heard.items():
         table = words[recording]
-        onset, text = table["onset"].to_numpy(), table["text"].to_numpy(dtype=object)
-        stop = onset + table["duration"].to_numpy()
-        duration = own[0].duration
-        windows = np.sort([segment.onset for segment in own])
-        # A window overlaps the word if it starts before the word's end and not a whole window before its onset.
-        low = np.searchsorted(windows, onset + WORD_OVERLAP - duration, side="right")
-        high = np.searchsorted(windows, stop - WORD_OVERLAP, side="left")
-        vocabulary[split].update(text[high > low].tolist())
+        onset = table["onset"].to_numpy()
+        vocabulary[split].update(overlapping(own, table))
         inside = np.zeros(len(table), dtype=bool)
         audio, audio_onset = table["audio"].to_numpy(dtype=object), table["audio_onset"].to_numpy()
         for uid in {segment.block for segment in own}:

@@ -21,6 +21,7 @@ from scipy.stats import norm
 from tqdm import tqdm
 
 from brainspeech.cache import Cache
+from brainspeech.listing import some
 from brainspeech.records import Recording, Signal
 from brainspeech.timing import rate_ratio, to_samples
 
@@ -383,7 +384,7 @@ def summarise(found: Sequence[Quality], *, most: int = 100) -> tuple[dict[str, A
         by_recording: dict[str, list[str]] = {}
         for leak in flagged:
             by_recording.setdefault(leak["recording"], []).append(leak["channel"])
-        listed = "; ".join(f"{uid}: {_some(names, 8)}" for uid, names in list(by_recording.items())[:6])
+        listed = "; ".join(f"{uid}: {some(names, 8)}" for uid, names in list(by_recording.items())[:6])
         more = f"; and {len(by_recording) - 6} more recordings" if len(by_recording) > 6 else ""
         said.append(
             f"Sound has leaked into {len(flagged)} channel(s) of {len(by_recording)} recording(s): they follow it without any delay, which "
@@ -394,10 +395,6 @@ def summarise(found: Sequence[Quality], *, most: int = 100) -> tuple[dict[str, A
 
 def _log(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(v) else round(float(v), 3) for v in values]
-
-
-def _some(names: Sequence[str], most: int) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def sounds_of(rows: Sequence[Mapping[str, Any]]) -> list[Sound]:

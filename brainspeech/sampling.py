@@ -31,11 +31,11 @@ class Order:
     seed: int
     views: int | None = None
 
-    def batches(self, ids: np.ndarray, epoch: int | None, batch_size: int) -> list[np.ndarray]:
-        """Put an epoch's training segments into batches; or, without an epoch, all segments, always the same."""
+    def batches(self, ids: np.ndarray, epoch: int | None, batch_size: int, *, fewest: int = 2) -> list[np.ndarray]:
+        """Put an epoch's training segments into batches; or, without an epoch, all segments, always the same, `fewest` or more to each."""
         if self.sampler == "segments":
             if epoch is None:
-                return segment_parts(len(ids), batch_size, seed=self.seed)
+                return segment_parts(len(ids), batch_size, seed=self.seed, fewest=fewest)
             return segment_batches(len(ids), batch_size, seed=self.seed, epoch=epoch)
         if epoch is None:
             return group_parts(ids, batch_size, seed=self.seed, views=self.views)
@@ -79,9 +79,10 @@ def share(order: Order, ids: np.ndarray, epoch: int | None, *, n_processes: int,
                 f'got {len(batches)}. Start fewer processes, or set negatives="gathered".'
             )
         return steps
-    steps = [np.array_split(batch, n_processes) for batch in order.batches(ids, epoch, order.batch_size)]
-    fewest = min(len(rows) for step in steps for rows in step)
     needed = 2 if apart else 1
+    batches = order.batches(ids, epoch, order.batch_size, fewest=max(2, needed * n_processes))
+    steps = [np.array_split(batch, n_processes) for batch in batches]
+    fewest = min(len(rows) for step in steps for rows in step)
     if n_processes > 1 and fewest < needed:
         raise ValueError(
             f"Each of {n_processes} processes needs at least {needed} segments of a batch of {order.batch_size}, got {fewest} in one: "
@@ -98,10 +99,13 @@ def segment_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[n
     return np.split(order[: n // batch_size * batch_size], n // batch_size)
 
 
-def segment_parts(n: int, batch_size: int, *, seed: int) -> list[np.ndarray]:
-    """Cut all segments into batches of nearly equal size: the same in every epoch, mixed like those of training."""
+def segment_parts(n: int, batch_size: int, *, seed: int, fewest: int = 2) -> list[np.ndarray]:
+    """Cut all segments into batches of nearly equal size: the same in every epoch, mixed like those of training.
+
+    None has less than `fewest` segments, where there are so many; for that a batch may be larger than ``batch_size``.
+    """
     order = np.random.default_rng([seed, 0]).permutation(n)
-    return np.array_split(order, min(math.ceil(n / batch_size), n // 2))
+    return np.array_split(order, max(1, min(math.ceil(n / batch_size), n // fewest)))
 
 
 def group_batches(ids: Sequence[int] | np.ndarray, batch_size: int, *, seed: int, epoch: int, views: int | None = None) -> list[np.ndarray]:

@@ -401,7 +401,8 @@ def _spread(run: _Run, parameters: Sequence[nn.Parameter], *parts: SegmentDatase
         for part in losses:
             part.gather = gathered
         try:
-            yield stack.enter_context(processes.averaged_gradients(parameters))
+            # Batch norms that are synchronised exchange things in the backward pass.
+            yield stack.enter_context(processes.averaged_gradients(parameters, meanwhile=not config.synchronise))
         finally:
             for part, was in zip(losses, before, strict=True):
                 part.gather = was
@@ -411,6 +412,7 @@ def _check_spread(run: _Run, losses: Sequence[nn.Module], parts: Sequence[Segmen
     """Refuse what several processes cannot do together."""
     n, config = processes.count(), run.config
     processes.check_equal("configuration, segments and recordings", f"{run.data} {json.dumps(asdict(config))}")
+    processes.check_equal("encoder and loss", str(_tensors(run)))
     if config.batch_size < 2 * n or (config.negatives == "per_device" and config.batch_size % n):
         raise ValueError(
             f"batch_size is shared by all processes: {n} of them need a multiple of {n}, at least {2 * n}, got {config.batch_size}."
@@ -430,6 +432,15 @@ def _check_spread(run: _Run, losses: Sequence[nn.Module], parts: Sequence[Segmen
             f"{type(run.loss).__name__} keeps something of every batch ({', '.join(remembers)}), which each process would have its own of: "
             'set negatives="gathered".'
         )
+    _steps(parts[0], config, epoch=0)  # what cannot be shared out is refused before the first step, not after the last
+    for part in parts[1:]:
+        _steps(part, config, epoch=None)
+
+
+def _tensors(run: _Run) -> list[tuple]:
+    """List names, shapes and dtypes of encoder and loss, and what is trained."""
+    trained = {f"{part}.{name}" for part in ("encoder", "loss") for name, p in getattr(run, part).named_parameters() if p.requires_grad}
+    return [(name, tuple(tensor.shape), tensor.dtype, name in trained) for name, tensor in run.weights().items()]
 
 
 def _begin(run: _Run, store: Store | None, *, resume: bool) -> None:

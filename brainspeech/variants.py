@@ -279,6 +279,9 @@ def run(
                 raise RuntimeError(f"The reference of the table, {name}, cannot be run: {error}") from error
             failed[name] = str(error)
             print(f"brainspeech: {name} cannot be run: {error}", file=sys.stderr)
+            processes.end_together(error)
+        else:
+            processes.end_together(None)
     result = report.ladder(
         {name: out / name for name in plan.variants if name not in failed},
         reference=plan.reference,

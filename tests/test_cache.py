@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from brainspeech.cache import Cache, digest, file_identity
+from brainspeech.cache import Cache, digest, file_identity, open_cache
 
 KEY = {"config": {"sfreq": 120.0, "notch": [50.0]}, "recording": "abc"}
 
@@ -23,6 +23,16 @@ def _make(value=1.0):
 
 def _never():
     raise AssertionError("made again")
+
+
+def test_a_cache_is_opened_where_it_is_given_or_set_or_at_home(tmp_cache, tmp_path, monkeypatch):
+    assert open_cache(tmp_cache) is tmp_cache
+    assert open_cache(str(tmp_path / "a")).root == tmp_path / "a"
+    monkeypatch.setenv("BRAINSPEECH_CACHE", str(tmp_path / "b"))
+    assert open_cache(None).root == tmp_path / "b"
+    monkeypatch.delenv("BRAINSPEECH_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_cache(None).root == tmp_path / ".cache" / "brainspeech"
 
 
 def test_an_entry_is_made_once_and_comes_back_equal(tmp_cache):

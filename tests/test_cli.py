@@ -246,7 +246,7 @@ def test_strict_ends_with_3_when_a_control_is_above_chance(copied, place, capsys
     flags = set_flags([*learning, "segments.stride=1", "model.generic_subject=False", "rows=encoder,noise"])
     command = ["run", place / "recipe.py", "--quiet", "--cache", place / "cache", *flags, "--out"]
     monkeypatch.setattr(controls, "phase_randomise", lambda signal, *, seed: signal)
-    monkeypatch.setattr(evaluate, "LEAK", 0.02)  # six blocks cannot reach the real one
+    monkeypatch.setattr(evaluate.findings, "LEAK", 0.02)  # six blocks cannot reach the real one
     status, out, _ = told(capsys, *command, copied.parent / "leaking")
     assert status == 0, "without --strict it is a warning"
     assert out.startswith("WARNING: The control `noise` is above chance")
@@ -254,7 +254,7 @@ def test_strict_ends_with_3_when_a_control_is_above_chance(copied, place, capsys
     assert status == 3
     report = json.loads((copied.parent / "leaking" / "report.json").read_text())
     assert report["warnings"][0].startswith("The control `noise` is above chance")
-    assert report["rows"]["noise"]["p_above_chance"] < evaluate.LEAK
+    assert report["rows"]["noise"]["p_above_chance"] < evaluate.findings.LEAK
 
 
 def test_strict_ends_with_0_when_the_controls_are_at_chance(place, capsys):

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import integrate
 from scipy.stats import norm
@@ -142,6 +143,17 @@ def test_what_training_had_is_asked_of_the_own_fold():
     folds = [story(subjects="a", train="the"), story(subjects="b", train="cat")]
     seen = decoded.seen_in_training(folds)
     assert seen.tolist() == [word == "the" for word in STORY] + [word == "cat" for word in STORY]
+
+
+@pytest.mark.parametrize(("onset", "seen"), [(2702.5, True), (2702.985, False)])
+def test_a_word_that_a_training_window_cuts_was_heard_in_training(onset, seen):
+    """Its middle is outside, so the window's own text lacks it; what was heard of it was trained on all the same."""
+    fold = story(subjects="a")
+    events = pd.DataFrame({"kind": ["word"], "onset": [onset], "duration": [1.2], "text": ["House"]})  # the window: 2700 s to 2703 s
+    found = dict(zip(STORY, decoded.seen_in_training([fold], {"d/a": events}), strict=True))
+    assert found["house"] == seen
+    assert found["cat"]
+    assert not found["night"]
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- repeats

@@ -20,7 +20,7 @@ from brainspeech.prediction import TestSet
 from brainspeech.protocols import Segmentation
 from brainspeech.records import Segment, Span
 from brainspeech.report.comparison import Pairs
-from brainspeech.report.ladder import over_subjects
+from brainspeech.report.ladder_tests import over_subjects
 
 CONFIG = EvaluateConfig(n_bootstrap=50, n_permutations=20, topk=(1, 2), n_examples=1)
 QUICK = {"n_permutations": 499, "n_bootstrap": 200}

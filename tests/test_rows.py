@@ -8,6 +8,7 @@ from tiny_runs import tiny
 
 from brainspeech import evaluate, features, flow, prediction, rows
 from brainspeech.cache import Cache
+from brainspeech.evaluate.showing import find_lag_peak
 from brainspeech.records import Segment, Span
 
 LAG = 0.2
@@ -78,7 +79,7 @@ def test_a_planted_lag_is_found_where_it_was_planted(planted):
     assert max(curve, key=curve.__getitem__) == LAG
     # Sharp: 150 ms to either side, the response is over.
     assert curve[LAG] > 1.3 * max(curve[round(LAG - 0.15, 2)], curve[round(LAG + 0.15, 2)])
-    assert not evaluate._lag(curve, "top-10")["artefact"]
+    assert not find_lag_peak(curve, "top-10")["artefact"]
 
 
 def test_linear_rows_find_what_was_planted_and_nothing_once_the_pairing_is_shuffled(planted):

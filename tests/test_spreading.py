@@ -248,7 +248,7 @@ def test_a_worker_that_does_not_see_the_cache_names_it(cluster, tmp_path, monkey
 
 
 def test_no_dask_and_no_scheduler_are_errors_that_say_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(spreading, "CONNECT", 0.5)
+    monkeypatch.setattr(spreading.cluster, "CONNECT", 0.5)
     with pytest.raises(FileNotFoundError, match=r"nothing\.json does not exist\. Give the file of dask scheduler --scheduler-file"):
         spread(look, {}, ITEMS, scheduler=tmp_path / "nothing.json", progress=False)
     (tmp_path / "other.json").write_text("[]")

@@ -26,6 +26,7 @@ import pandas as pd
 
 from brainspeech import events as events_table
 from brainspeech.cache import digest, file_identity
+from brainspeech.listing import some
 from brainspeech.records import Recording
 
 from .base import Dataset
@@ -485,8 +486,7 @@ def explain(found: Mapping[str, Any]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    names = sorted(set(names))
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return some(sorted(set(names)), SHOWN)
 
 
 def _endless(audios: list[str], root: Path) -> str:

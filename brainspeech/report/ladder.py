@@ -4,8 +4,6 @@ A ladder is what a paper's table of ablations is: one run per variant, all else 
 and candidates are the same; which variant is chosen is for the validation split, never for the figures on the test split.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from brainspeech import cache, retrieval, segments, statistics
+from brainspeech import retrieval, statistics
 from brainspeech.evaluate import RetrievalReport
 from brainspeech.figures import label
+from brainspeech.listing import some
 
-from .comparison import Pairs, constants, difference, pair
-from .files import Ranks, load, load_history, load_ranks
+from .comparison import constants
+from .files import load
+from .ladder_choice import VALID_K, choose, validation
+from .ladder_tests import add_seeds, compare_all, read_ranks
 from .words import many
 
 LEVEL = 0.05
-FIT_ERRORS = 2  # a difference within so many standard errors over seeds may be the luck of the fits
 FEW_SUBJECTS = 6  # 2^-4 is the smallest p of five subjects: none of them can show anything at 5 %
-VALID_K = 10  # what a fit writes down of its validation is top-10
 NOT_A_VARIANT = ("title", "name")  # constants that say nothing of what is computed
 
 
@@ -162,11 +159,11 @@ def ladder(
         }
         for name in order
     ]
-    ranks = _ranks_of(rows)
+    ranks = read_ranks(rows)
     for entry in rows:
-        _add_seeds(entry, ranks.get(entry["name"]), ks)
-    compared = _compare(rows, ranks, reference, k, n_permutations=n_permutations, n_bootstrap=n_bootstrap, seed=seed)
-    chosen, choice = _choose(rows, reference)
+        add_seeds(entry, ranks.get(entry["name"]), ks)
+    compared = compare_all(rows, ranks, reference, k, n_permutations=n_permutations, n_bootstrap=n_bootstrap, seed=seed)
+    chosen, choice = choose(rows, reference)
     said = _warnings(rows, reports, reference, compared, k)
     if chance is not None:
         rows.insert(0, _chance_row(chance, next(r for r in rows if r["name"] == reference), ks, names, published))
@@ -265,7 +262,7 @@ def _describe(
             "row": lead,
             "chance": {f"top{k}": report.chance[f"top{k}"] for k in ks},
             "accuracy": entries,
-            "validation": _validation(folder, lead),
+            "validation": validation(folder, lead),
             "alarms": list(report.alarms),
         }
     )
@@ -306,156 +303,7 @@ def _changes(reference: RetrievalReport | None, report: RetrievalReport | None) 
     return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
 
 
-def _validation(folder: Path, row: str) -> dict[str, Any] | None:
-    """Average the validation accuracy of a row's fits, each at the epoch that was kept: the one with the lowest validation loss."""
-    fits = {name: epochs for name, epochs in load_history(folder).items() if name == row or name.startswith(f"{row} (")}
-    kept = []
-    for epochs in fits.values():
-        known = [e for e in epochs if e.get("valid_loss") is not None and e.get("valid_top10") is not None]
-        if known:
-            kept.append(min(known, key=lambda e: e["valid_loss"]))
-    if not kept:
-        return None
-    found = [float(e["valid_top10"]) for e in kept]
-    n_candidates, windows = _valid_windows(folder)
-    return {
-        "value": float(np.mean(found)),
-        "sd": float(np.std(found, ddof=1)) if len(found) > 1 else None,
-        "fits": len(found),
-        "epochs": [int(e["epoch"]) for e in kept],
-        "n_candidates": n_candidates,
-        "windows": windows,
-    }
-
-
-def _valid_windows(folder: Path) -> tuple[float | None, str | None]:
-    """Give the number of validation's candidates, averaged over folds, and a digest of its windows; None where a run kept no segments."""
-    path = folder / "segments.json"
-    if not path.is_file():
-        return None, None
-    folds = [[s for s in fold.segments if s.split == "valid"] for fold in segments.load(path)]
-    n = float(np.mean([len({s.stimulus_id for s in fold}) for fold in folds]))
-    return n, cache.digest([sorted(f"{s.recording} {s.stimulus_id}" for s in fold) for fold in folds])
-
-
-# ---------------------------------------------------------------------------------------------------------------- against the reference
-
-
-def _ranks_of(rows: Sequence[dict[str, Any]]) -> dict[str, Ranks | str | None]:
-    """Read the ranks of every variant with a result; a sentence where they cannot be read."""
-    out: dict[str, Ranks | str | None] = {}
-    for row in rows:
-        if not row["missing"]:
-            try:
-                out[row["name"]] = load_ranks(row["folder"])
-            except RuntimeError as error:
-                out[row["name"]] = str(error)
-    return out
-
-
-def _add_seeds(row: dict[str, Any], ranks: Ranks | str | None, ks: Sequence[int]) -> None:
-    """Put the accuracy of each seed beside the mean of all, and their standard deviation."""
-    if not isinstance(ranks, Ranks) or row["row"] not in ranks.rows:
-        return
-    for k in ks:
-        each = (ranks.rows[row["row"]] < k).mean(1)
-        row["accuracy"][f"top{k}"] |= {"seeds": [float(x) for x in each], "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None}
-
-
-def _compare(rows: Sequence[dict[str, Any]], ranks: Mapping[str, Ranks | str | None], reference: str, k: int, **options: int) -> int:
-    """Compare every row with the reference and correct the p values of each test for their number, which is returned."""
-    first = next(row for row in rows if row["name"] == reference)
-    tested = []
-    for row in rows:
-        if row is first:
-            continue
-        pairs = _pairs(first, row, ranks, k)
-        if isinstance(pairs, str):
-            row["difference"] = {"why": pairs}
-            continue
-        found = difference(pairs, **options)
-        error = _fit_error(pairs)
-        row["difference"] = {key: found[key] for key in ("value", "low", "high")} | {
-            "fit_error": error,
-            "beyond_fits": None if error is None else abs(found["value"]) > FIT_ERRORS * error,
-        }
-        row["subjects_test"] = over_subjects(pairs)
-        n_blocks = len(np.unique(pairs.blocks))
-        row["blocks_test"] = {"p": found["p"], "n": n_blocks, "smallest": min(1.0, 2.0 ** (1 - n_blocks))}
-        tested.append(row)
-    for test in ("subjects_test", "blocks_test"):
-        for row, corrected in zip(tested, statistics.holm([row[test]["p"] for row in tested]), strict=True):
-            row[test]["holm"] = float(corrected)
-    return len(tested)
-
-
-def _pairs(first: Mapping[str, Any], other: Mapping[str, Any], ranks: Mapping[str, Ranks | str | None], k: int) -> Pairs | str:
-    """Put the windows of a variant beside those of the reference, or say why that is impossible."""
-    if other["missing"]:
-        return "no result"
-    if first["missing"]:
-        return "the reference has no result"
-    a, b = ranks[first["name"]], ranks[other["name"]]
-    if isinstance(a, str):
-        return a
-    if isinstance(b, str):
-        return b
-    return pair((a, first["row"]), (b, other["row"]), k, folders=(Path(first["folder"]), Path(other["folder"])))
-
-
-def _fit_error(pairs: Pairs) -> float | None:
-    """Give the standard error of a difference that comes from the fits alone; None where one of the two has one seed."""
-    n = [len(pairs.first), len(pairs.other)]
-    if min(n) < 2:
-        return None
-    return math.sqrt(sum(float(np.var(hits.mean(1), ddof=1)) / len(hits) for hits in (pairs.first, pairs.other)))
-
-
-def over_subjects(pairs: Pairs) -> dict[str, Any]:
-    """Test by signed ranks the differences of the subjects' accuracies, each averaged over seeds.
-
-    Returns
-    -------
-    dict
-        ``p``, two-sided; ``n`` subjects; in how many the variant is ``better``, ``worse``, ``equal``; the ``smallest`` p of n subjects.
-    """
-    subjects, of = np.unique(pairs.subjects, return_inverse=True)
-    per_subject = np.bincount(of, weights=pairs.gain) / np.bincount(of)
-    moved = np.where(np.abs(per_subject) > statistics.TOLERANCE, np.sign(per_subject), 0)
-    return {
-        "p": statistics.signed_rank_p(per_subject),
-        "n": len(subjects),
-        "better": int((moved > 0).sum()),
-        "worse": int((moved < 0).sum()),
-        "equal": int((moved == 0).sum()),
-        "smallest": statistics.smallest_signed_rank_p(len(subjects)),
-    }
-
-
-def _choose(rows: Sequence[Mapping[str, Any]], reference: str) -> tuple[str | None, str]:
-    """Find the variant with the highest validation accuracy on the same windows, or say why validation cannot choose."""
-    there = [row for row in rows if not row["missing"]]
-    known = [row for row in there if row["validation"] is not None]
-    silent = [label(row["name"]) for row in there if row["validation"] is None]
-    ours = next((row for row in known if row["name"] == reference), known[0] if known else None)
-    same = [row for row in known if ours and row["validation"]["windows"] == ours["validation"]["windows"]]
-    other = [label(row["name"]) for row in known if row not in same]
-    left = f" Not asked, since their fits kept no validation accuracy: {', '.join(silent)}." if silent else ""
-    left += (
-        f" Not asked, since their validation windows are others than those of {label(same[0]['name'])}: {', '.join(other)}."
-        if other
-        else ""
-    )
-    if len(same) < 2:
-        return None, "Validation cannot choose: fewer than two variants have an accuracy on the same validation windows." + left
-    best = max(row["validation"]["value"] for row in same)
-    equal = [label(row["name"]) for row in same if row["validation"]["value"] == best]
-    chosen = next(row["name"] for row in same if row["validation"]["value"] == best)
-    text = f"Validation chooses {equal[0]}: top-{VALID_K} {100 * best:.1f} % on the validation split"
-    text += f", as do {', '.join(equal[1:])} (the first in the table is taken)" if len(equal) > 1 else ""
-    if same[0]["validation"]["windows"] is None:
-        text += "; the runs did not keep their segments, so that these are the same windows is taken on trust"
-    return chosen, f"{text}.{left}"
+# ---------------------------------------------------------------------------------------------------------- what a reader has to know
 
 
 def _warnings(
@@ -519,8 +367,4 @@ def _uneven(rows: Sequence[Mapping[str, Any]], noun: str, count: Callable[[Mappi
         groups.setdefault(count(row), []).append(label(row["name"]))
     if len(groups) < 2:
         return []
-    return [f"Numbers of {noun} differ, {', '.join(f'{n:,} ({_names(names)})' for n, names in sorted(groups.items()))}: {so}."]
-
-
-def _names(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return [f"Numbers of {noun} differ, {', '.join(f'{n:,} ({some(names, 4)})' for n, names in sorted(groups.items()))}: {so}."]

@@ -15,7 +15,8 @@ from brainspeech.evaluate import plain
 from brainspeech.figures import Picture, label, percent
 
 from .files import put
-from .ladder import LEVEL, VALID_K, Ladder
+from .ladder import LEVEL, Ladder
+from .ladder_choice import VALID_K
 from .page import document, itemise, show, tabulate
 from .words import NOTHING, many, markdown_table, plain_table, say_entry, say_p
 
