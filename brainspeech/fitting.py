@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from brainspeech import datasets, evaluate, features, flow, given, rows, segments
+from brainspeech import datasets, evaluate, features, flow, given, processes, rows, segments
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
 from brainspeech.pretrained import Tracks
@@ -142,8 +142,14 @@ def fit(material: Material, folder: Path, *, progress: bool = False) -> Fit:
     Raises
     ------
     ValueError
-        If there are no training or no validation windows.
+        If there are no training or no validation windows, or several processes.
     """
+    processes.start()
+    if processes.is_spread():
+        raise ValueError(
+            f"SpeechDecoder.fit is for one process, got {processes.count()}: only the first one would have the fit. Share a run "
+            "(SpeechDecoder.run(dataset, out), or brainspeech run) among processes and open it with SpeechDecoder.from_run(out)."
+        )
     recipe, segs = material.recipe, material.segments
     counts = {split: sum(s.split == split for s in segs) for split in SPLITS}
     if not counts["train"] or not counts["valid"]:

@@ -29,6 +29,10 @@ class Elsewhere(RuntimeError):
     elsewhere = True
 
 
+class Lost(Elsewhere):
+    """Another process is gone, and with it the fit."""
+
+
 # One process may filter recordings or evaluate for hours while the others wait; when one dies, the launcher ends the rest.
 PATIENCE = timedelta(days=7)
 # By how much processes differ in when they come to an error that all of them have.
@@ -156,7 +160,7 @@ def end_together(error: Exception | None) -> None:
         store.wait(names, PATIENCE if error is None else APART)
     except RuntimeError as late:
         if error is None:
-            raise Elsewhere(f"Process {rank()} lost the others at the end of a part: {late}") from late
+            raise Lost(f"Process {rank()} lost the others, at the end of a part: {late}") from late
         raise RuntimeError(
             f"{error} This went wrong in process {rank()} only, and the others wait for it. What was finished is kept: give the command "
             "again without this part, or to one process."
@@ -204,7 +208,7 @@ def together() -> Iterator[None]:
 
     Raises
     ------
-    Elsewhere
+    Lost
         Instead of what gloo or NCCL say.
     """
     try:
@@ -213,7 +217,7 @@ def together() -> Iterator[None]:
         lost = is_spread() and ("gloo" in str(error) or isinstance(error, dist.DistError))
         if not lost:
             raise
-        raise Elsewhere(
+        raise Lost(
             f"Process {rank()} lost the others: one of them ended, and its own message says why. What was finished is kept."
         ) from error
 

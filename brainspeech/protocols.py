@@ -311,16 +311,26 @@ def describe(segmentation: Segmentation, events: Mapping[str, pd.DataFrame]) -> 
 
 
 def save(path: str | os.PathLike, segmentations: Sequence[Segmentation]) -> None:
-    """Write segmentations (one per fold) as JSON; the file appears when it is complete."""
+    """Write segmentations (one per fold) as JSON; the file appears when it is complete.
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be written, as on a full disk; nothing half-written is left.
+    """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")  # always the same: the next run writes over what a killed one left
     content = [asdict(segmentation) for segmentation in segmentations]
     for entry in content:
         for block in entry["blocks"]:
             # JSON knows no infinity: an open block has no stop.
             block["stop"] = block["stop"] if math.isfinite(block["stop"]) else None
-    temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RuntimeError(f"Could not write {path}: {error}. Free some space and give the same command again.") from error
 
 
 def load(path: str | os.PathLike) -> list[Segmentation]:

@@ -274,6 +274,8 @@ def run(
             finished = processes.alone(lambda one=one, here=here: _finished(one, here, root, source))  # type: ignore[misc]
             if not processes.from_first([bool(finished)])[0]:
                 flow.run(one, root=root, out=here, cache=cache, source=source, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
+        except processes.Lost:
+            raise  # says nothing of the variant
         except (ValueError, RuntimeError, OSError) as error:
             if name == plan.reference:
                 raise RuntimeError(f"The reference of the table, {name}, cannot be run: {error}") from error

@@ -16,7 +16,7 @@ import tiny_runs
 import torch
 import two_processes
 
-from brainspeech import flow, hub, processes
+from brainspeech import cli, flow, hub, processes
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
 from brainspeech.models.layers import BatchNorm1d
@@ -72,6 +72,50 @@ def test_processes_agree(two):
     assert second["equal"] is None
     assert all("do not see the same shoes" in answer["differing"] for answer in (first, second))
     assert "process 1 for one" in second["differing"]
+    assert first["equal and long"] is second["equal and long"] is None
+    assert all("do not see the same shoes" in answer["differing late"] for answer in (first, second))
+
+
+def test_tensors_of_any_dtype_and_layout_are_handed_out(two):
+    expected = [[True, False], [1, 1], [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]], 1, [], [1.0, 1.0, 1.0]]
+    assert two(two_processes.hand_out) == [expected, expected]
+
+
+def test_gradients_meet_their_like_whatever_is_used_where(two):
+    for passes in two(two_processes.average):
+        # own counts in one of two processes, unused in none
+        assert passes == [[[30.0, 30.0], [6.0, 6.0], [2.0, 2.0], None]] * 3
+
+
+def test_an_error_of_one_process_is_no_wait_without_end(two):
+    assert two(two_processes.end_together, ()) == [None, None]
+    assert two(two_processes.end_together, (0, 1)) == [None, None]
+    alone, other = two(two_processes.end_together, (0,))
+    assert alone.startswith("no such thing. This went wrong in process 0 only")
+    assert other == "still at it"
+
+
+def test_processes_with_other_recipes_do_not_begin(two, tmp_path):
+    """Both would train, and each something else."""
+    one, another = tiny_runs.tiny(), tiny_runs.tiny("model.activation=relu")
+    folders = (str(tmp_path / "run"), str(tmp_path / "cache"))
+    for answer in two(two_processes.run, each=[(one, *folders), (another, *folders)]):
+        assert answer.startswith("RuntimeError: Processes do not see the same recipe")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_encoders_do_not_begin(two):
+    for answer in two(two_processes.fit, {"batch_size": 16}, wider=4):
+        assert answer["error"].startswith("RuntimeError: Processes do not see the same encoder and loss")
+        assert answer["calls"] == 0
+
+
+def test_prepare_does_not_wait_for_processes_that_have_nothing_to_do(monkeypatch, tmp_path):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": ""}.items():
+        monkeypatch.setenv(name, value)
+    done = {"recordings": 1, "hours": 1.0, "channels": 1, "tracks": 1, "seconds": 1.0, "segments": 1}
+    monkeypatch.setattr(flow, "fill_cache", lambda *arguments, **options: done)
+    assert cli.main(["prepare", "demo", "--cache", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("sizes", [(3, 5), (4, 1)])
@@ -102,12 +146,16 @@ def test_the_centre_of_spatial_dropout_is_shared_where_it_is_asked_for(two):
     assert two(two_processes.centres, (1, 2), shared=True) == [a, a]
 
 
-@pytest.mark.parametrize("sampler", [{}, {"sampler": "grouped", "views": 2}], ids=["segments", "grouped"])
-def test_two_processes_fit_what_one_fits(two, sampler):
-    alone = two_processes.fit(SAME | sampler, double=True)
-    for answer in two(two_processes.fit, SAME | sampler, double=True):
+GROUPED = {"sampler": "grouped", "views": 2}
+
+
+@pytest.mark.parametrize(("sampler", "loss"), [({}, "clip"), (GROUPED, "clip"), ({}, "siglip"), (GROUPED, "mv_infonce"), ({}, "deep_mel")])
+def test_two_processes_fit_what_one_fits(two, sampler, loss):
+    alone = two_processes.fit(SAME | sampler, double=True, loss=loss)
+    for answer in two(two_processes.fit, SAME | sampler, double=True, loss=loss):
         assert answer["n_processes"] == 2
-        assert answer["gather"] is False  # as it was given
+        assert not answer["gather"]  # as it was given
+        check_weights(answer["loss"], alone["loss"])
         for got, expected in zip(answer["history"], alone["history"], strict=True):
             assert got == pytest.approx(expected, rel=1e-5)
         check_weights(answer["weights"], alone["weights"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
@@ -138,6 +140,34 @@ def test_the_same_report_gives_the_same_files(tmp_path):
     first, second = (report.write(made, tmp_path / name, history=HISTORY) for name in "ab")
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_a_run_is_finished_when_all_else_is_written(tmp_path, monkeypatch):
+    """A table of variants takes a folder with a report.json as finished: a kill before the last file must leave none."""
+    made, n_files = make(), len(report.write(make(), tmp_path / "whole", history=HISTORY))
+    written, inner = [], os.replace
+
+    def killed(source, target):
+        if len(written) == n_files - 1:
+            raise KeyboardInterrupt
+        written.append(target)
+        inner(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        report.write(made, tmp_path / "cut", history=HISTORY)
+    assert report.load_history(tmp_path / "cut") == HISTORY
+    assert not (tmp_path / "cut" / "report.json").exists()
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RuntimeError, match=r"Could not write .*report\.md .*No space left on device.* Free some space"):
+        report.write(make(), tmp_path)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):

@@ -136,3 +136,13 @@ def test_apart_groups_stay_in_one_process():
 def test_too_little_for_the_processes(sampler, n, apart, said):
     with pytest.raises(ValueError, match=said):
         share(Order(sampler, 8, seed=0), np.arange(n), 0, n_processes=4, apart=apart)
+
+
+@pytest.mark.parametrize("n_processes", [2, 3])
+def test_every_process_that_compares_within_itself_has_a_negative_in_validation(n_processes):
+    """Else an awkward number of validation segments would end a fit after its first epoch."""
+    size = 2 * n_processes
+    for n in range(size, 40):
+        steps = share(Order("segments", size, seed=3), np.arange(n), None, n_processes=n_processes, apart=True)
+        assert min(len(rows) for step in steps for rows in step) >= 2
+        assert sorted(row for step in steps for rows in step for row in rows.tolist()) == list(range(n))

@@ -1,7 +1,9 @@
 """Clean protocol: blocks and splits belong to the stimulus, windows lie inside blocks, and the audit finds what was planted."""
 
 import dataclasses
+import errno
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -521,6 +523,19 @@ def test_saved_is_loaded(toy, tmp_path):
     loaded = load(tmp_path / "segments.json")
     assert loaded == [segmentation, segmentation]
     assert [p.name for p in tmp_path.iterdir()] == ["segments.json"]
+
+
+def test_a_full_disk_is_said_and_leaves_the_segments_before(toy, tmp_path, monkeypatch):
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "segments.json"
+    save(path, [toy[0]])
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RuntimeError, match=r"Could not write .*segments\.json: .*No space left on device.* Free some space"):
+        save(path, [])
+    assert load(path) == [toy[0]]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_loading_what_is_not_there(tmp_path):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from datetime import timedelta
 
 import test_train as t
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from brainspeech import losses, processes, stopping, train
+from brainspeech import flow, losses, models, processes, stopping, train
+from brainspeech.cache import Cache
+from brainspeech.losses.joint import Joint
 from brainspeech.models.conv import ConvEncoder
 from brainspeech.models.layers import BatchNorm1d, SpatialAttention
 from brainspeech.models.synchronised import synchronised
@@ -57,12 +60,69 @@ def agree(rank):
         ("failed", lambda: processes.alone(fail)),
         ("equal", lambda: processes.check_equal("shoes", "brown")),
         ("differing", lambda: processes.check_equal("shoes", f"brown {rank}")),
+        ("equal and long", lambda: processes.check_equal("shoes", "hübsch" * processes.LONGEST)),
+        ("differing late", lambda: processes.check_equal("shoes", "brown" * processes.LONGEST + str(rank))),
     ):
         try:
             answers[what] = call()
         except (OSError, RuntimeError) as error:
             answers[what] = f"{type(error).__name__}: {error}"
     return answers
+
+
+def hand_out():
+    """Give all processes the first one's tensors, of dtypes and layouts that encoders keep in their buffers."""
+    number = processes.rank() + 1
+    tensors = [
+        torch.tensor([number == 1, number == 2]),
+        torch.full((2,), number, dtype=torch.int16),
+        torch.arange(6.0).view(2, 3).T * number,
+        torch.tensor(number),
+        torch.zeros(0),
+        torch.full((3,), number, dtype=torch.bfloat16),
+    ]
+    processes.hand_out(tensors)
+    return [tensor.tolist() for tensor in tensors]
+
+
+def average():
+    """Average gradients of parameters that the two processes use in another order, or not at all, in three passes."""
+    second = processes.rank() == 1
+    shared, other, own, unused = (nn.Parameter(torch.full((2,), value)) for value in (1.0, 5.0, 1.0, 1.0))
+    found = []
+    with processes.averaged_gradients([shared, other, own, unused]) as finish:
+        for step in range(3):
+            for parameter in (shared, other, own, unused):
+                parameter.grad = None
+            # The gradient of what is used last comes first.
+            value = shared * 2 if second else other * 3
+            value = value * other * 3 if second else value * shared * 2
+            if second == (step % 2 == 1):
+                value = value + own * 4
+            value.sum().backward()
+            finish()
+            found.append([None if p.grad is None else p.grad.tolist() for p in (shared, other, own, unused)])
+    return found
+
+
+def end_together(failing):
+    """Come to the end of a part, the processes in `failing` by an error."""
+    processes.APART = timedelta(seconds=0.2)
+    error = ValueError("no such thing.") if processes.rank() in failing else None
+    try:
+        if failing == (0,) and error is None:
+            return "still at it"
+        return processes.end_together(error)
+    except RuntimeError as late:
+        return str(late)
+
+
+def run(recipe, out, cache):
+    """Run a recipe, or try to."""
+    try:
+        return flow.run(recipe, out=out, cache=Cache(cache), progress=False)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def normalise(parts, weights, *, innermost):
@@ -100,14 +160,33 @@ def centres(seeds, *, shared):
         return attention[0]._draw_centre(torch.device("cpu")).tolist()
 
 
-def make_encoder(*, double):
+def make_encoder(*, double, hidden=8):
     torch.manual_seed(0)
-    options = {"n_subjects": 2, "n_features": 3, "n_virtual": 6, "hidden": 8, "depth": 2, "n_harmonics": 3}
+    options = {"n_subjects": 2, "n_features": 3, "n_virtual": 6, "hidden": hidden, "depth": 2, "n_harmonics": 3}
     return DoubleConv(**options) if double else ConvEncoder(**options)
 
 
-def fit(changes, *, double=False, out=None, resume=False, stop_at=None, loss="clip", spoilt=(), plain=False):
-    """Fit, or try to; `stop_at` sends the second process a SIGTERM at a step, `spoilt` are training segments with NaN."""
+class DoubleTarget(nn.Module):
+    """A target encoder in float64, as DoubleConv is."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.inner = models.build_target("deep_mel", n_features=3, hidden=6, n_outputs=3).double()
+
+    def forward(self, candidates):
+        return self.inner(candidates.double())
+
+
+def make_joint():
+    return Joint(losses.build("clip"), DoubleTarget())
+
+
+def fit(changes, *, double=False, out=None, resume=False, stop_at=None, loss="clip", spoilt=(), plain=False, wider=0):
+    """Fit, or try to; `stop_at` sends the second process a SIGTERM at a step, `spoilt` are training segments with NaN.
+
+    The second process's encoder is `wider`; the loss "deep_mel" trains a target encoder with the encoder.
+    """
     config = replace(t.CONFIG, **changes)
     data = t.make_data(n_subjects=2) if spoilt else t.DATA
     if spoilt:
@@ -133,10 +212,12 @@ def fit(changes, *, double=False, out=None, resume=False, stop_at=None, loss="cl
 
     train._compute = counted
     try:
-        made = t.Dying(-1, None) if plain else losses.build(loss)
+        made = t.Dying(-1, None) if plain else make_joint() if loss == "deep_mel" else losses.build(loss)
         if plain:
             del made.inner.gather
-        done = t.run(config, data=data, encoder=make_encoder(double=double), loss=made, out=out, resume=resume)
+        done = t.run(
+            config, data=data, encoder=make_encoder(double=double, hidden=8 + wider * processes.rank()), loss=made, out=out, resume=resume
+        )
     except (ValueError, RuntimeError, stopping.Stopped) as error:
         return {"error": f"{type(error).__name__}: {error}", "calls": calls}
     finally:
@@ -147,4 +228,5 @@ def fit(changes, *, double=False, out=None, resume=False, stop_at=None, loss="cl
         "n_processes": done.n_processes,
         "resumed_at": done.resumed_at,
         "gather": getattr(made, "gather", None),
+        "loss": {key: value.numpy() for key, value in made.state_dict().items()},
     }

@@ -45,32 +45,46 @@ def write(report: RetrievalReport, folder: str | os.PathLike, *, history: Histor
     folder = Path(folder)
     pictures = figures.draw(report, history)
     files = {
-        "report.json": (json.dumps(report.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
         "report.md": markdown(report, pictures).encode(),
         "report.html": page(report, pictures).encode(),
         HISTORY: (json.dumps(plain(history or {}), allow_nan=False) + "\n").encode(),
         **{f"figures/{picture.name}.png": picture.png for picture in pictures},
     }
-    paths = []
+    if report.similarity is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, report.similarity, allow_pickle=False)
+        files[f"figures/{SIMILARITY}"] = buffer.getvalue()
+    # Last: a folder with a report.json is a finished run, and a table of variants does not run it again.
+    files["report.json"] = (json.dumps(report.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
     for name, content in files.items():
         put(folder / name, content)
-        paths.append(folder / name)
-    if report.similarity is not None:
-        path = folder / "figures" / SIMILARITY
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", suffix=".npy", delete=False) as file:
-            np.save(file, report.similarity, allow_pickle=False)
-        os.replace(file.name, path)
-        paths.append(path)
-    return paths
+    return [folder / name for name in files]
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        file.write(content)
-    Path(file.name).chmod(0o644)  # a temporary file is private, a report is not
-    os.replace(file.name, path)
+    """Write a file so that it appears whole or not at all.
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be written, as on a full disk; nothing half-written is left.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+        temporary.chmod(0o644)  # a temporary file is private, a report is not
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RuntimeError(
+            f"Could not write {path} ({len(content) / 1e6:.1f} MB): {error}. What was finished is kept. Free some space and give the same "
+            "command again."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def load(folder: str | os.PathLike) -> RetrievalReport:
