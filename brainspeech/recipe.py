@@ -337,8 +337,8 @@ def _change_one(recipe: Recipe, section: str, name: str, value: Any) -> Recipe:
     part = getattr(recipe, section)
     if not isinstance(part, Choice):
         return _put(recipe, section, _replace(part, name, value, where=f"section {section!r}"))
-    if name == "name":
-        return _put(recipe, section, Choice(str(value), {}))
+    if name == "name":  # to name what is there already leaves its options: a variant's loss.name=clip keeps the recipe's temperature
+        return recipe if part.name == str(value) else _put(recipe, section, Choice(str(value), {}))
     known = _options(section, part.name, recipe.load)
     if known is None:
         return _put(recipe, section, Choice(part.name, {**part.options, name: value}))
@@ -383,7 +383,8 @@ def _replace(part: Any, name: str, value: Any, *, where: str) -> Any:
     if name not in names:
         raise ValueError(f"Unknown field {name!r} in {where}; fields are {', '.join(names)}.")
     if isinstance(part, Recipe) and name in CHOICES and not (name == "target_encoder" and value is None):
-        return _put(part, name, Choice(str(value), {}))
+        there = getattr(part, name)
+        return part if there is not None and there.name == str(value) else _put(part, name, Choice(str(value), {}))
     value = _fit(value, typing.get_type_hints(type(part))[name], getattr(part, name), name=name, where=where)
     return dataclasses.replace(part, **{name: value})
 

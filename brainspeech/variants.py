@@ -7,19 +7,21 @@ test accuracy, and only the former may choose.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brainspeech import flow, processes, report
+from brainspeech import flow, processes, report, subjects
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
 from brainspeech.recipe import Recipe
 
 REFERENCE = "reference"
 MEL = ("feature.name=mel", "feature.n_mels=120")
+ALONE = "target_encoder=None"
 NO_SUBJECTS = ("model.generic_subject=False", "model.subject_layer=False")
 
 
@@ -34,12 +36,14 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     REFERENCE: Variant("the recipe as it is"),
     # The rows of Table 2, from the bottom up; its first row, random, is chance and needs no fit.
-    "base": Variant("mean squared error on 120 mels", (*MEL, "loss.name=mse")),
-    "contrastive": Variant("the contrastive loss on 120 mels", (*MEL, "loss.name=clip")),
+    "base": Variant("mean squared error on 120 mels", (*MEL, "loss.name=mse", ALONE)),
+    "contrastive": Variant("the contrastive loss on 120 mels", (*MEL, "loss.name=clip", ALONE)),
     "deep_mel": Variant("an audio encoder trained jointly from 120 mels", (*MEL, "loss.name=clip", "target_encoder=deep_mel")),
-    "wav2vec2": Variant("the contrastive loss on wav2vec 2.0", ("feature.name=wav2vec2", "loss.name=clip")),
+    "wav2vec2": Variant("the contrastive loss on wav2vec 2.0", ("feature.name=wav2vec2", "loss.name=clip", ALONE)),
     # The ablations.
-    "subject_embedding": Variant("a vector for each subject instead of a layer", (*NO_SUBJECTS, "model.subject_embedding=64")),
+    "subject_embedding": Variant(
+        "a vector for each subject instead of a layer", ("model.subject_layer=False", "model.subject_embedding=64")
+    ),
     "clamp_100": Variant("clamp at 100 instead of 20", ("batches.clamp=100",)),
     "no_spatial_dropout": Variant("no spatial dropout", ("model.spatial_dropout=0",)),
     "relu": Variant("ReLU instead of GELU", ("model.activation=relu",)),
@@ -171,7 +175,7 @@ def apply(recipe: Recipe, variant: str | Variant) -> Recipe:
     return recipes.change(recipe, variant.settings)
 
 
-def table(recipe: Recipe, what: str, *, n_subjects: int | None = None) -> Table:
+def table(recipe: Recipe, what: str, *, n_subjects: int | None = None, names: Sequence[str] = ()) -> Table:
     """Collect the variants of one table.
 
     Parameters
@@ -181,6 +185,8 @@ def table(recipe: Recipe, what: str, *, n_subjects: int | None = None) -> Table:
         between them, compared with the recipe as it is.
     n_subjects : int, optional
         How many there are; for ``subjects``.
+    names : sequence of str
+        Who they are, in their order; for ``subjects``, unless the recipe takes the first of all there are.
 
     Raises
     ------
@@ -196,7 +202,9 @@ def table(recipe: Recipe, what: str, *, n_subjects: int | None = None) -> Table:
         if n_subjects is None or n_subjects < 2:
             raise ValueError(f"The curve over subjects needs at least 2 subjects, got {n_subjects}.")
         numbers = [2**k for k in range(n_subjects.bit_length()) if 2**k < n_subjects] + [n_subjects]
-        points = {f"subjects-{n}": Variant(f"the first {n} of {n_subjects}", (f"subjects=first:{n}",)) for n in numbers}
+        first = recipe.subjects == "all" or recipe.subjects.startswith("first:")
+        spec = {n: f"first:{n}" if first else ",".join(str(subjects.number(name)) for name in names[:n]) for n in numbers}
+        points = {f"subjects-{n}": Variant(f"the first {n} of {n_subjects}", (f"subjects={spec[n]}",)) for n in numbers}
         return Table(
             "Number of subjects", f"subjects-{n_subjects}", points, "subjects", dict(zip(points, map(float, numbers), strict=True))
         )
@@ -253,12 +261,12 @@ def run(
         If the reference cannot be run, or nothing else can.
     """
     processes.start()
-    n_subjects = None
+    names: list[str] = []
     if what == "subjects":
         dataset = flow.load_dataset(recipe, root)
         chosen = flow.select_subjects(dataset.recordings(), recipe.subjects, published=dataset.published)
-        n_subjects = len({recording.subject for recording in chosen})
-    plan = table(recipe, what, n_subjects=n_subjects)
+        names = sorted({recording.subject for recording in chosen})
+    plan = table(recipe, what, n_subjects=len(names), names=names)
     out = Path(out)
     failed: dict[str, str] = {}
     # The reference first: without it there is no table, and the others would have been fitted for nothing.
@@ -277,6 +285,8 @@ def run(
         except processes.Lost:
             raise  # says nothing of the variant
         except (ValueError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # the next would meet the same disk
             if name == plan.reference:
                 raise RuntimeError(f"The reference of the table, {name}, cannot be run: {error}") from error
             failed[name] = str(error)

@@ -110,3 +110,27 @@ def test_the_reference_is_fitted_first_so_that_nothing_is_fitted_for_nothing(tmp
     with pytest.raises(RuntimeError, match="wav2vec2, cannot be run: no weights"):
         variants.run(tiny(), "table2", root=None, out=tmp_path, cache=Cache(tmp_path / "cache"), progress=False)
     assert tried == ["wav2vec2"]
+
+
+def test_a_variant_keeps_the_options_of_what_is_there_already():
+    start = recipe.change(recipe.load("gwilliams2022"), ["feature.model=/a/folder", "loss.duplicates=negative"])
+    same = variants.apply(start, "wav2vec2")
+    assert same.feature.options["model"] == "/a/folder"
+    assert same.loss.options["duplicates"] == "negative"
+    assert variants.apply(start, "contrastive").feature.options == {"n_mels": 120}
+    joint = recipe.change(start, ["target_encoder=deep_mel"])
+    assert [variants.apply(joint, name).target_encoder for name in ("base", "contrastive", "wav2vec2")] == [None] * 3
+    assert variants.apply(joint, "deep_mel").target_encoder.name == "deep_mel"
+
+
+def test_an_embedding_takes_the_place_of_the_layer_and_of_nothing_else():
+    start = recipe.change(recipe.load("gwilliams2022"), ["model.generic_subject=True"])
+    changed = variants.apply(start, "subject_embedding").model.options
+    assert changed == {**start.model.options, "subject_layer": False, "subject_embedding": 64}
+
+
+def test_the_curve_over_subjects_takes_those_that_were_chosen():
+    start = recipe.change(recipe.load("gwilliams2022"), ["subjects=3-5"])
+    plan = variants.table(start, "subjects", n_subjects=3, names=["gwilliams2022/sub-03", "gwilliams2022/sub-04", "gwilliams2022/sub-05"])
+    chosen = {name: variants.apply(start, variant).subjects for name, variant in plan.variants.items()}
+    assert chosen == {"subjects-1": "3", "subjects-2": "3,4", "subjects-3": "3,4,5"}
