@@ -203,9 +203,7 @@ def table(recipe: Recipe, what: str, *, n_subjects: int | None = None, names: Se
             raise ValueError(f"The curve over subjects needs at least 2 subjects, got {n_subjects}.")
         numbers = [2**k for k in range(n_subjects.bit_length()) if 2**k < n_subjects] + [n_subjects]
         first = recipe.subjects == "all" or recipe.subjects.startswith("first:")
-        spec = {
-            n: f"first:{n}" if first else ",".join(str(subjects.number(name.rsplit("/", 1)[-1])) for name in names[:n]) for n in numbers
-        }
+        spec = {n: f"first:{n}" if first else ",".join(str(subjects.number(name)) for name in names[:n]) for n in numbers}
         points = {f"subjects-{n}": Variant(f"the first {n} of {n_subjects}", (f"subjects={spec[n]}",)) for n in numbers}
         return Table(
             "Number of subjects", f"subjects-{n_subjects}", points, "subjects", dict(zip(points, map(float, numbers), strict=True))

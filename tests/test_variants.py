@@ -131,6 +131,6 @@ def test_an_embedding_takes_the_place_of_the_layer_and_of_nothing_else():
 
 def test_the_curve_over_subjects_takes_those_that_were_chosen():
     start = recipe.change(recipe.load("gwilliams2022"), ["subjects=3-5"])
-    plan = variants.table(start, "subjects", n_subjects=3, names=["gwilliams2022/sub-03", "gwilliams2022/sub-04", "gwilliams2022/sub-05"])
+    plan = variants.table(start, "subjects", n_subjects=3, names=["03", "04", "05"])
     chosen = {name: variants.apply(start, variant).subjects for name, variant in plan.variants.items()}
     assert chosen == {"subjects-1": "3", "subjects-2": "3,4", "subjects-3": "3,4,5"}
