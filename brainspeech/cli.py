@@ -546,7 +546,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         print(json.dumps({"windows": n_windows, "folds": len(folds), "errors": errors, "texts_on_two_sides": texts}, indent=2))
     else:
         checked = f"{n_windows} windows" + (f" in {len(folds)} folds" if len(folds) > 1 else "")
-        print(f"{checked}: " + ("no window crosses a block, no audio stands on two sides." if not errors else f"{len(errors)} leaks."))
+        whole = "no window crosses a block, no moment of audio stands on two sides."
+        print(f"{checked}: {whole if not errors else f'{len(errors)} leaks.'}")
         print("\n".join(f"  LEAK {error}" for error in errors[:20]) + ("\n" if errors else ""), end="")
         print(f"{len(texts)} sentence texts stand on two sides" + (":" if texts else "."))
         print("\n".join(f"  {text}" for text in texts[:20]) + ("\n" if texts else ""), end="")

@@ -173,6 +173,7 @@ class Fitter:
         for scorer, found in self._chosen.items():
             chosen = "; ".join(f"{what} ({', '.join(places)})" if any(places) else what for what, places in found.items())
             said.append(f"encoder_{scorer}: chosen on the validation split: {chosen}.")
+        said += self._say_smaller()
         if self.recipe.target_encoder is not None:
             said.append("What the encoder reads (sensors, bands, lags) is not shown for a target encoder that is trained jointly.")
         return said
@@ -274,6 +275,13 @@ class Fitter:
             if row == "encoder":
                 self._chosen.setdefault(name, {}).setdefault(chosen, []).append(self.place)
             yield f"{row}_{name}", Fitted(scored)
+
+    def _say_smaller(self) -> list[str]:
+        """Say where the encoder is the paper's made smaller."""
+        paper = {"hidden": (320, "channels"), "depth": (10, "convolutions")}
+        options = self.recipe.model.options if self.recipe.model.name == "conv" else {}
+        smaller = [f"{options[k]} instead of {n} {what}" for k, (n, what) in paper.items() if options.get(k, n) < n]
+        return [f"The encoder is narrower than the paper's ({', '.join(smaller)})."] if smaller else []
 
     def _say_processes(self, n: int) -> None:
         config = self.recipe.train

@@ -221,27 +221,33 @@ def fit_scale(signal: Signal, segments: Sequence[Segment], *, config: BatchConfi
 
 
 def borrow_scale(signal: Signal, scales: Mapping[str, Scale]) -> tuple[Scale, str]:
-    """Average the scales of the nearest recordings that have every channel of this one, and say which these are.
+    """Average each channel's scale over the recordings that have it, the subject's own if there are any, and say which these are.
 
     Raises
     ------
     RuntimeError
-        If none of them has every channel of the signal.
+        If a channel is in none of them.
     """
     subject = "/".join(signal.uid.split("/")[:2])
-    needed = set(signal.ch_names)
-    fitting = {uid: scale for uid, scale in scales.items() if needed <= set(scale.ch_names)}
-    own = [scale for uid, scale in fitting.items() if "/".join(uid.split("/")[:2]) == subject]
-    donors = own or list(fitting.values())
-    if not donors:
+    tables = {uid: dict(zip(d.ch_names, zip(d.median, d.iqr, strict=True), strict=True)) for uid, d in scales.items()}
+    own = [table for uid, table in tables.items() if "/".join(uid.split("/")[:2]) == subject]
+    rows, nearest = [], 0
+    for name in signal.ch_names:
+        having = [table[name] for table in own if name in table]
+        nearest += bool(having)
+        having = having or [table[name] for table in tables.values() if name in table]
+        rows.append(np.mean(having, axis=0) if having else None)
+    missing = [name for name, row in zip(signal.ch_names, rows, strict=True) if row is None]
+    if missing:
         raise RuntimeError(
-            f"{signal.uid} has no training windows, and no recording that has some has all of its {len(needed)} channels. "
-            "Leave the recording out, or give it training blocks."
+            f"{signal.uid}: {len(missing)} of its {len(signal.ch_names)} channels are in no recording with training windows, so that their "
+            f"scale is not known: {', '.join(missing[:5])}. Leave these channels out, or give the recording training blocks."
         )
-    tables = [dict(zip(d.ch_names, zip(d.median, d.iqr, strict=True), strict=True)) for d in donors]
-    rows = np.array([[table[name] for name in signal.ch_names] for table in tables]).mean(0)
-    origin = f"{len(donors)} other recording(s) of {subject}" if own else f"all {len(donors)} training recording(s) with its channels"
-    return Scale(signal.ch_names, tuple(rows[:, 0].tolist()), tuple(rows[:, 1].tolist())), origin
+    found = np.array(rows)
+    origin = f"{len(own)} other recording(s) of {subject}" if nearest else f"all {len(scales)} training recording(s) with its channels"
+    if 0 < nearest < len(rows):
+        origin += f", for {len(rows) - nearest} channels all {len(scales)} training recording(s)"
+    return Scale(signal.ch_names, tuple(found[:, 0].tolist()), tuple(found[:, 1].tolist())), origin
 
 
 def _fit_target(segments: Sequence[Segment], tracks: Tracks, *, sfreq: float, max_stimuli: int, seed: int) -> tuple[float, float]:

@@ -160,7 +160,7 @@ def test_a_recording_without_training_windows_borrows():
     np.testing.assert_allclose(statistics.scales["d/sub-1/run-3"].iqr, own)
     assert statistics.n_windows["d/sub-3/run-1"] == 0
     signals["d/sub-4"] = make_signal("d/sub-4", names=("A", "B", "C"))
-    with pytest.raises(RuntimeError, match="d/sub-4 has no training windows"):
+    with pytest.raises(RuntimeError, match="d/sub-4: 3 of its 3 channels are in no recording with training windows"):
         make_statistics(signals, {track.key: track}, segments)
 
 

@@ -190,7 +190,7 @@ def test_describe_takes_a_dataset_and_a_protocol(capsys):
 def test_audit_of_a_good_run_is_clean(place, capsys):
     status, out, _ = told(capsys, "audit", place / "run")
     assert status == 0
-    assert "no window crosses a block, no audio stands on two sides." in out
+    assert "no window crosses a block, no moment of audio stands on two sides." in out
     status, out, _ = told(capsys, "audit", place / "run", "--json")
     found = json.loads(out)
     assert (status, found["errors"], found["folds"]) == (0, [], 1)

@@ -1,5 +1,7 @@
 """Windows that are given go the way of recordings: the same rate, layout, scales and names."""
 
+from dataclasses import replace
+
 import mne
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from brainspeech import given
 from brainspeech.preprocess import PreprocessConfig, layout, preprocess
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
 from brainspeech.resampling import resample
-from brainspeech.scaling import BatchConfig, borrow_scale, fit_scale, fit_statistics
+from brainspeech.scaling import BatchConfig, Scale, borrow_scale, fit_scale, fit_statistics
 from brainspeech.segments import SegmentConfig
 
 NAMES = ("Fz", "Cz", "Pz", "Oz")
@@ -64,6 +66,20 @@ def test_scales_of_what_is_given_are_those_of_the_training():
     assert borrowed == statistics.scales["d/sub-1/run-2"]
     assert origin == statistics.borrowed["d/sub-1/run-2"]
     assert given.pick_scale(borrowed, ("Oz", "Fz")).iqr == (borrowed.iqr[3], borrowed.iqr[0])
+
+
+def test_a_channel_that_was_bad_in_one_recording_takes_its_scale_from_the_others():
+    def scale(names, value):
+        return Scale(tuple(names), (0.0,) * len(names), (value,) * len(names))
+
+    trained = {"d/sub-1/run-1": scale("AB", 1.0), "d/sub-1/run-2": scale("BC", 3.0), "d/sub-2/run-1": scale("ABCD", 10.0)}
+    signal = signals_and_segments()[0]["d/sub-1/run-2"]
+    given_now = replace(signal, uid="d/sub-1/given", data=signal.data[:4], ch_names=tuple("ABCD"))
+    borrowed, origin = borrow_scale(given_now, trained)
+    assert borrowed.iqr == (1.0, 2.0, 3.0, 10.0)
+    assert origin == "2 other recording(s) of d/sub-1, for 1 channels all 3 training recording(s)"
+    with pytest.raises(RuntimeError, match=r"1 of its 4 channels are in no recording with training windows.*: D\. Leave these"):
+        borrow_scale(given_now, {uid: s for uid, s in trained.items() if "sub-1" in uid})
 
 
 def test_signals_of_windows_hold_each_window_at_its_segment():

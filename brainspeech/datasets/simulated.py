@@ -135,7 +135,13 @@ class SimulatedDataset(Dataset):
         response_lag: float | None = None,
         audio: str | os.PathLike | None = None,
     ):
-        super().__init__(root)
+        if root is not None:
+            raise ValueError(
+                f"The dataset 'simulated' is made in memory and reads no files, got root={os.fspath(root)!r}. Leave --root out; for a BIDS "
+                f"folder: brainspeech run bids --root {os.fspath(root)}"
+            )
+        super().__init__()
+        self.notes.append(f"Simulated {kind.upper()}: these figures say that the code works, not how well speech is decoded from a brain.")
         for label, choice, allowed in (("kind", kind, list(NOISE_LEVEL)), ("preset", preset, list(PRESETS))):
             if choice not in allowed:
                 raise ValueError(f"simulated: {label} must be one of {', '.join(allowed)}, got {choice!r}.")

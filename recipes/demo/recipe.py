@@ -19,8 +19,4 @@ recipe = Recipe(
     model=Choice("conv", {"n_virtual": 32, "hidden": 48, "depth": 4, "n_harmonics": 8, "generic_subject": True}),
     linear_clip=Choice("linear_clip", {"rank": 16}),
     train=TrainConfig(lr=1e-3, batch_size=64, max_epochs=6, max_steps_per_epoch=40, patience=3),
-    notes=(
-        "Simulated EEG: these figures say that the code works, not how well speech is decoded from a brain.",
-        "The encoder is narrower than the paper's (48 instead of 320 channels, 4 convolutions instead of 10).",
-    ),
 )
