@@ -26,8 +26,9 @@ from brainspeech.timing import resampled_length
 # Part of the cache key: raise it when the same config gives other numbers.
 VERSION = 3
 
-# Samples (of all channels of the file together) that are read at a time: 8 MiB in float64, which stay near the processor.
-CHUNK_VALUES = 1_048_576
+# Samples (of all channels of the file together) that are read at a time: 4 MiB in float64, which stay near the processor also where
+# another process is at work beside this one.
+CHUNK_VALUES = 524_288
 
 # Single samples, spread over the recording, whose median is the level that is taken off a channel; odd, so that it is one of them.
 LOOKS = 15
