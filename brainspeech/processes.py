@@ -173,7 +173,7 @@ def _tell(text: str) -> str:
     encoded = text.encode()[:LONGEST]
     data[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else data[:0]
     with together():
-        data = data.to(_desk())
+        data = data.to(desk())
         dist.broadcast(data, 0)
     return bytes(data.tolist()).rstrip(b"\0").decode(errors="replace")
 
@@ -197,7 +197,7 @@ def _agree(values: Sequence[float], exchange: Callable[[Tensor], object]) -> lis
     if not is_spread():
         return list(values)
     with together():
-        numbers = torch.tensor(values, dtype=torch.float64, device=_desk())
+        numbers = torch.tensor(values, dtype=torch.float64, device=desk())
         exchange(numbers)
     return numbers.tolist()
 
@@ -222,8 +222,8 @@ def together() -> Iterator[None]:
         ) from error
 
 
-def _desk() -> str:
-    """Where numbers to be agreed on lie: on the CPU if processes can talk there."""
+def desk() -> str:
+    """Say where numbers to be agreed on lie: on the CPU if processes can talk there."""
     return "cpu" if "cpu" in str(dist.get_backend_config()) or dist.get_backend() == "gloo" else "cuda"
 
 

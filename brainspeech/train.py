@@ -367,6 +367,11 @@ class _Run:
         epochs = len(self.history)
         return epochs >= self.config.max_epochs or epochs - 1 - self.best_epoch >= self.config.patience
 
+    @property
+    def apart(self) -> bool:
+        """Whether each of several processes compares its segments with each other only."""
+        return processes.is_spread() and self.config.negatives == "per_device"
+
     def weights(self) -> dict[str, Tensor]:
         """Present weights and buffers of encoder and loss."""
         parts = {"encoder": self.encoder, "loss": self.loss}
@@ -554,7 +559,6 @@ def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqd
     run.loss.train()
     watch = Watch(train, run.accelerator.device, epoch)
     unread: list[Tensor] = []
-    apart = processes.is_spread() and config.negatives == "per_device"
     for rows, batch in loading.stream(train, [step[rank] for step in steps[run.step :]], run.accelerator.device):
         seed = (config.seed, epoch, run.step, *([rank] if rank else []))
         if rank:  # The first process draws on as a single one would, and its generators are kept; those of the others follow from the step.
@@ -563,7 +567,7 @@ def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqd
             batch = replace(batch, signal=run.augmentation(batch.signal, batch.channel_mask, seed=seed))
         run.optimiser.zero_grad()
         value, _ = _compute(run, rows, batch, watch)
-        if apart:  # processes are averaged; so that segments are, each counts by how many it has
+        if run.apart:  # processes are averaged; so that segments are, each counts by how many it has
             value = value * (len(rows) * len(steps[run.step]) / sum(map(len, steps[run.step])))
         run.accelerator.backward(value)
         run.average()
@@ -573,11 +577,11 @@ def _run_epoch(run: _Run, train: SegmentDataset, valid: SegmentDataset, bar: tqd
         bar.update()
         if keeper.ask():
             watch.read()
-            run.losses += _read(unread, apart=apart)
+            run.losses += _read(unread, apart=run.apart)
             run.seconds = time.perf_counter() - began
             keeper.keep()
     watch.read()
-    run.losses += _read(unread, apart=apart)
+    run.losses += _read(unread, apart=run.apart)
     # Running statistics steer no training; all validate with those that are kept.
     processes.hand_out([*run.encoder.buffers(), *run.loss.buffers()])
     generators = Generators.now()
@@ -643,7 +647,6 @@ def _validate(run: _Run, valid: SegmentDataset, pause: Callable[[], None]) -> tu
     scores = getattr(run.loss, "scores", similarity.candidate_normalised)
     watch = Watch(valid, device, len(run.history))
     steps, rank = _steps(valid, run.config, epoch=None), processes.rank()
-    apart = processes.is_spread() and run.config.negatives == "per_device"
     mine = loading.stream(valid, [step[rank] for step in steps if len(step[rank])], device)
     values, weights, ranks = [], [], []
     for step in steps:
@@ -654,14 +657,14 @@ def _validate(run: _Run, valid: SegmentDataset, pause: Callable[[], None]) -> tu
         rows, batch = next(mine)
         value, estimates = _compute(run, rows, batch, watch)
         values.append(value)
-        weights.append(len(rows) if apart else sum(map(len, step)))
+        weights.append(len(rows) if run.apart else sum(map(len, step)))
         own = torch.tensor([column[int(valid.stimulus_id[row])] for row in rows], device=estimates.device)
         ranks.append(retrieval.ranks(estimates, candidates, own, scores=scores))
     watch.read()
     total = float(sum(value * n for value, n in zip(_read(values), weights, strict=True)))
     n_right = round(retrieval.topk_accuracy(torch.cat(ranks).cpu(), 10) * sum(map(len, ranks))) if ranks else 0
     all_total, all_right = processes.total([total, n_right])
-    return (all_total if apart else total) / len(valid), all_right / len(valid)
+    return (all_total if run.apart else total) / len(valid), all_right / len(valid)
 
 
 def _data_digest(train: SegmentDataset, valid: SegmentDataset) -> str:

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from brainspeech import host
+from brainspeech import host, processes
 
 from . import masks, pairing
 from .base import Checks, Loss, LossOutput, Similarity, check_finite, check_pairs, one_of
-from .gather import is_spread
 from .queue import CandidateQueue
 
 
@@ -165,7 +164,7 @@ class ContrastiveLoss(Loss):
         check_pairs(estimates, candidates, row_ids, col_ids)
         if row_keys is not None and tuple(row_keys.shape) != (len(estimates),):
             raise ValueError(f"row_keys must be {(len(estimates),)}, got {tuple(row_keys.shape)}.")
-        pool = pairing.collect(estimates, candidates, row_ids, col_ids, spread=self.gather and is_spread())
+        pool = pairing.collect(estimates, candidates, row_ids, col_ids, spread=self.gather and processes.is_spread())
         queue = self.queue if self.training else None
         parts, cols = [pool.candidates], pool.col_ids
         if queue is not None:

@@ -12,18 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def is_spread() -> bool:
-    """Say whether there is more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+from brainspeech import processes
 
 
-def lengths(*local: int, device: torch.device) -> list[list[int]]:
+def lengths(*local: int) -> list[list[int]]:
     """Give, for each number, its value in every process.
 
-    Processes that can talk between CPUs ("cpu:gloo,cuda:nccl") do so, and no GPU is waited for; others talk where `device` is.
+    Processes that can talk between CPUs ("cpu:gloo,cuda:nccl") do so, and no GPU is waited for.
     """
-    mine = torch.tensor(local, device="cpu" if "cpu:" in str(dist.get_backend_config()) else device)
+    mine = torch.tensor(local, device=processes.desk())
     every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(every, mine)
     return torch.stack(every).T.tolist()

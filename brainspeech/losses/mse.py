@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import gather as processes
-from . import masks, pairing
+from brainspeech import processes
+
+from . import gather, masks, pairing
 from .base import Checks, Loss, LossOutput, Similarity, check_finite, check_pairs
 
 
@@ -50,6 +51,6 @@ class MseLoss(Loss):
         errors = (estimates.to(dtype) - own.to(dtype)).square().flatten(1).mean(1)
         check_finite(errors, estimates, own, checks)
         if self.gather and processes.is_spread():
-            sizes = processes.lengths(len(estimates), device=errors.device)[0]
-            errors = processes.rows(errors, sizes)
+            sizes = gather.lengths(len(estimates))[0]
+            errors = gather.rows(errors, sizes)
         return LossOutput(checks.settle(errors.mean()), {})

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from brainspeech import host
+from brainspeech import host, processes
 
 from . import masks, pairing
 from .base import Checks, Loss, LossOutput, Similarity, check_finite, check_pairs, one_of
-from .gather import is_spread
 from .objectives import LogitScale
 
 SPEECH = torch.iinfo(torch.int64).max  # the view that candidates are
@@ -132,7 +131,7 @@ class MultiViewLoss(Loss, ABC):
             to be looked up in a GPU's memory makes the loss NaN instead (``base.Checks``).
         """
         checks, there = Checks(), None
-        spread = self.gather and is_spread()
+        spread = self.gather and processes.is_spread()
         if estimates.ndim == 4:
             if views is not None:
                 raise ValueError("views are for estimates (B, F, T): estimates (V, B, F, T) have a view axis.")

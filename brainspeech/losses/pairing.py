@@ -62,7 +62,7 @@ def collect(estimates: Tensor, candidates: Tensor, row_ids: Tensor | None, col_i
     device = estimates.device
     n_rows, n_cols = [len(estimates)], [len(candidates)]
     if spread:
-        n_rows, n_cols = gather.lengths(len(estimates), len(candidates), device=device)
+        n_rows, n_cols = gather.lengths(len(estimates), len(candidates))
         candidates = gather.columns(candidates.to(device), n_cols)
     made_rows, made_cols, place = _numbers(n_rows, n_cols)
     if row_ids is None:

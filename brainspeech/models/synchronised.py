@@ -41,7 +41,7 @@ class SynchronisedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, C, ...) to the same shape."""
         if not (self.training and processes.is_spread()):
-            return self.original[0].eval()(input) if not self.training else self.original[0].train()(input)
+            return self.original[0].train(self.training)(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         with torch.autocast(input.device.type, enabled=False):
             signal = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input

@@ -45,7 +45,10 @@ class Shared:
 
 
 class Sealed:
-    """The same as bytes that a worker of a cluster opens: its scheduler, which opens all else, need not know a user's modules."""
+    """The same as bytes that a worker of a cluster opens: its scheduler, which opens all else, need not know a user's modules.
+
+    They are made by this process and go where dask sends all it sends, in the same form; no file and no download is opened so.
+    """
 
     def __init__(self, shared: Shared):
         from distributed import protocol
