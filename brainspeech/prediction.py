@@ -108,7 +108,7 @@ def predict_scores(
     candidates : array, shape (N, F, T)
     scores : callable
         (estimates, candidates) -> (B, N), such as ``loss.scores``. Candidates that repeat themselves are scored at their own rate where
-        that is cheaper and ``scores`` takes them; see ``similarity.at_own_rate``.
+        that is cheaper and ``scores`` takes them; see ``similarity.prepare``.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def predict_scores(
     training = encoder.training
     encoder.to(device).eval()
     estimate = estimator(encoder)
-    wanted = similarity.at_own_rate(torch.as_tensor(candidates).to(device, torch.float32), scores)
+    wanted = similarity.prepare(torch.as_tensor(candidates).to(device, torch.float32), scores)
     parts = []
     try:
         with torch.autocast(torch.device(device).type, enabled=False):

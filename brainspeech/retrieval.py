@@ -96,7 +96,7 @@ def ranks(
         raise ValueError(f"Targets must have one column per estimate, {(len(estimates),)}, got {tuple(targets.shape)}.")
     _check_targets(targets, len(candidates))
     found = [torch.empty(0, dtype=torch.int64, device=estimates.device)]
-    parts = (candidates,) if isinstance(candidates, Repeated) else candidates.split(chunk)
+    parts = [_normed(part, scores) for part in ([candidates] if isinstance(candidates, Repeated) else candidates.split(chunk))]
     for rows, columns in zip(estimates.split(chunk), targets.split(chunk), strict=True):
         row_scores = torch.cat([scores(rows, part) for part in parts], dim=1)
         found.append(ranks_from_scores(row_scores, columns).ranks)
@@ -138,7 +138,8 @@ def stream_scores(
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
     found = []
     for part in parts:
-        found.append(torch.cat([scores(rows, part.to(estimates.device)) for rows in estimates.split(chunk)]))
+        own = _normed(part.to(estimates.device), scores)
+        found.append(torch.cat([scores(rows, own) for rows in estimates.split(chunk)]))
     if not found:
         raise ValueError("There are no candidates to score: the parts are empty.")
     return torch.cat(found, dim=1)
@@ -162,6 +163,11 @@ def chance(k: int, n: int) -> float:
     if k < 1 or n < 1:
         raise ValueError(f"k and n must be at least 1, got {k} and {n}.")
     return min(k, n) / n
+
+
+def _normed(part: Tensor | Repeated, scores: Callable[..., Tensor]) -> similarity.Candidates:
+    """Have the norms of candidates computed once, not for every chunk of estimates, where the scores take them so."""
+    return similarity.Normed(part) if isinstance(part, Tensor) and similarity.takes_prepared(scores) else part
 
 
 def _check_ranks(ranks: Tensor | np.ndarray) -> Tensor:

@@ -5,7 +5,8 @@ memory (1,300 of 1024 x 343 floats are 1.8 GB), so none of these functions makes
 by inverse norms instead. Inner products and norms are in float32 or better, whatever the inputs.
 
 A target at 120 Hz of a feature at 50 Hz says everything two or three times. ``Repeated`` says it once, and the same functions take it:
-sum_t x_t y_f(t) is the sum over frames f of (the sum of x over the times of f) y_f.
+sum_t x_t y_f(t) is the sum over frames f of (the sum of x over the times of f) y_f. ``Normed`` are candidates whose norms are computed
+once, whatever the number of batches of estimates that they are compared with.
 """
 
 from __future__ import annotations
@@ -27,6 +28,40 @@ STEP = 16
 ROWS = 192
 # What it takes for candidates at their own rate to pay: below, the sums over stretches take longer than what they save.
 LEAST_SAVING, LEAST_CANDIDATES, LEAST_VALUES = 1.5, 500, 100_000
+
+
+class Normed:
+    """Candidates as they are, with their norms, which are computed when they are first asked for.
+
+    Parameters
+    ----------
+    values : Tensor, shape (N, F, T)
+
+    Attributes
+    ----------
+    norm : Tensor, shape (N,)
+        Over features and times.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the candidates."""
+        return self.values.shape
+
+    @functools.cached_property
+    def norm(self) -> Tensor:
+        return _norm(self.values, _precision(self.values.dtype))
+
+    def to(self, device: torch.device | str) -> Normed:
+        """Give the same on another device, or these if they are there."""
+        values = self.values.to(device)
+        return self if values is self.values else Normed(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +144,9 @@ class Repeated:
         return Repeated(self.shape, self.order.to(device), self.stretches, self.frames.to(device), self.norm.to(device))
 
 
+Candidates = Tensor | Repeated | Normed
+
+
 def _find_stretches(changes: Tensor) -> tuple[Tensor, tuple[tuple[int, int, int, int], ...], Tensor]:
     """Give when each stretch stops (N, T), the stretches that neighbours share, and the place of each one's features, (N, T)."""
     n_candidates, n_times = changes.shape
@@ -143,7 +181,7 @@ def _precision(*dtypes: torch.dtype) -> torch.dtype:
     return precision
 
 
-def _check(estimates: Tensor, candidates: Tensor | Repeated) -> None:
+def _check(estimates: Tensor, candidates: Candidates) -> None:
     if estimates.ndim < 2 or len(candidates.shape) < 2 or estimates.shape[1:] != torch.Size(candidates.shape[1:]):
         raise ValueError(
             "Estimates (B, F, T) and candidates (N, F, T) must agree in features and times, "
@@ -151,14 +189,15 @@ def _check(estimates: Tensor, candidates: Tensor | Repeated) -> None:
         )
 
 
-def _inner(estimates: Tensor, candidates: Tensor | Repeated) -> Tensor:
+def _inner(estimates: Tensor, candidates: Candidates) -> Tensor:
     _check(estimates, candidates)
     # Autocast would take this product down to bfloat16, whose 8 bits make near candidates tie.
     with torch.autocast(estimates.device.type, enabled=False):
         if isinstance(candidates, Repeated):
             return _inner_repeated(estimates, candidates)
-        dtype = _precision(estimates.dtype, candidates.dtype)
-        return estimates.flatten(1).to(dtype) @ candidates.flatten(1).to(dtype).T
+        values = candidates.values if isinstance(candidates, Normed) else candidates
+        dtype = _precision(estimates.dtype, values.dtype)
+        return estimates.flatten(1).to(dtype) @ values.flatten(1).to(dtype).T
 
 
 def _inner_repeated(estimates: Tensor, candidates: Repeated) -> Tensor:
@@ -189,34 +228,40 @@ def _rounded(n: int) -> int:
     return math.ceil(n / STEP) * STEP
 
 
-def at_own_rate(candidates: Tensor, scores: Callable[..., Tensor]) -> Tensor | Repeated:
-    """Give candidates (N, F, T) as ``Repeated`` where that makes their scores cheaper, else as they are.
+def prepare(candidates: Tensor, scores: Callable[..., Tensor]) -> Candidates:
+    """Give candidates (N, F, T) in the form in which many estimates are compared with them at the least cost.
 
-    It does for some hundreds of candidates on a CPU that repeat themselves 1.5 times or more on average, if ``scores`` is ``dot``,
-    ``candidate_normalised`` or ``cosine``, or the method ``scores`` of an object that leaves scores to one of these, and says so by
-    ``takes_repeated``. Scores are the same but for rounding, which does not set apart candidates that are equal.
+    If ``scores`` is ``dot``, ``candidate_normalised`` or ``cosine``, or the method ``scores`` of an object that leaves scores to one of
+    these and says so by ``takes_prepared``, they are ``Repeated`` where that pays, which is for some hundreds of candidates on a CPU that
+    repeat themselves 1.5 times or more on average, else ``Normed``. For any other ``scores`` they are as they were. Scores are the same
+    but for rounding, which does not set apart candidates that are equal.
     """
-    takes = getattr(getattr(scores, "__self__", None), "takes_repeated", scores in INNER_PRODUCTS)
+    if not takes_prepared(scores):
+        return candidates
     few = len(candidates) < LEAST_CANDIDATES or len(candidates) * candidates.shape[1] < LEAST_VALUES
-    if not takes or few or candidates.device.type != "cpu":
-        return candidates
     # Whether they repeat is seen from a few of them, in time and memory of a few.
-    if Repeated.of(candidates[:: len(candidates) // 8]).saving < LEAST_SAVING:
-        return candidates
-    repeated = Repeated.of(candidates)
-    return repeated if repeated.saving >= LEAST_SAVING else candidates
+    if not few and candidates.device.type == "cpu" and Repeated.of(candidates[:: len(candidates) // 8]).saving >= LEAST_SAVING:
+        repeated = Repeated.of(candidates)
+        if repeated.saving >= LEAST_SAVING:
+            return repeated
+    return Normed(candidates)
 
 
-def _norm(values: Tensor | Repeated, dtype: torch.dtype) -> Tensor:
-    return values.norm if isinstance(values, Repeated) else values.flatten(1).to(dtype).norm(dim=1)
+def takes_prepared(scores: Callable[..., Tensor]) -> bool:
+    """Whether ``scores`` takes ``Repeated`` and ``Normed`` candidates, as an inner product does."""
+    return getattr(getattr(scores, "__self__", None), "takes_prepared", scores in INNER_PRODUCTS)
 
 
-def dot(estimates: Tensor, candidates: Tensor | Repeated) -> Tensor:
+def _norm(values: Candidates, dtype: torch.dtype) -> Tensor:
+    return values.norm if isinstance(values, Repeated | Normed) else values.flatten(1).to(dtype).norm(dim=1)
+
+
+def dot(estimates: Tensor, candidates: Candidates) -> Tensor:
     """Score by the inner product over features and times."""
     return _inner(estimates, candidates)
 
 
-def candidate_normalised(estimates: Tensor, candidates: Tensor | Repeated) -> Tensor:
+def candidate_normalised(estimates: Tensor, candidates: Candidates) -> Tensor:
     """Score by <x_i, y_j> / (1e-8 + ||y_j||): candidates are normalised, estimates are not.
 
     The score of [1] (Défossez et al. 2023, the CLIP loss of section "Contrastive loss"). The free norm of an estimate acts as its own
@@ -226,7 +271,7 @@ def candidate_normalised(estimates: Tensor, candidates: Tensor | Repeated) -> Te
     return inner / (EPSILON + _norm(candidates, inner.dtype))
 
 
-def cosine(estimates: Tensor, candidates: Tensor | Repeated) -> Tensor:
+def cosine(estimates: Tensor, candidates: Candidates) -> Tensor:
     """Score by the cosine over features and times, in [-1, 1]; a norm below 1e-8 counts as 1e-8, as in torch.nn.functional."""
     inner = _inner(estimates, candidates)
     own, norm = (_norm(values, inner.dtype).clamp_min(EPSILON) for values in (estimates, candidates))
@@ -239,10 +284,10 @@ INNER_PRODUCTS: tuple[Callable[..., Tensor], ...] = (dot, candidate_normalised, 
 def correlation(estimates: Tensor, candidates: Tensor) -> Tensor:
     """Score by Pearson's correlation over time, feature by feature, averaged over features; in [-1, 1].
 
-    A feature that is constant over the window correlates with nothing: it counts as 0. ``Repeated`` candidates are an error.
+    A feature that is constant over the window correlates with nothing: it counts as 0. ``Repeated`` and ``Normed`` candidates are an error.
     """
-    if isinstance(candidates, Repeated):
-        raise ValueError("The correlation takes candidates (N, F, T) at the rate of the estimates, got Repeated ones.")
+    if not isinstance(candidates, Tensor):
+        raise ValueError(f"The correlation takes candidates (N, F, T) as a tensor, got {type(candidates).__name__} ones.")
     if estimates.ndim != 3 or candidates.ndim != 3 or estimates.shape[1:] != candidates.shape[1:]:
         raise ValueError(
             "Estimates (B, F, T) and candidates (N, F, T) must agree in features and times, "

@@ -89,10 +89,10 @@ def test_scores_at_the_candidates_own_rate_give_the_same_ranks(loss, monkeypatch
     noise = torch.randn(40, *candidates.shape[1:], generator=torch.Generator().manual_seed(2))
     windows = Windows(candidates[truth] * 0.02 + noise)
     forms = []
-    own_rate = similarity.at_own_rate
-    monkeypatch.setattr(similarity, "at_own_rate", lambda *args: forms.append(own_rate(*args)) or forms[-1])
+    prepare = similarity.prepare
+    monkeypatch.setattr(similarity, "prepare", lambda *given: forms.append(prepare(*given)) or forms[-1])
     found = prediction.predict_scores(Half(), windows, candidates, scores=loss.scores, batch_size=16)
-    monkeypatch.setattr(similarity, "at_own_rate", lambda candidates, scores: candidates)
+    monkeypatch.setattr(similarity, "prepare", lambda candidates, scores: candidates)
     expected = prediction.predict_scores(Half(), windows, candidates, scores=loss.scores, batch_size=16)
     assert isinstance(forms[0], similarity.Repeated)
     assert found.dtype == np.float32

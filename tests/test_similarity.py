@@ -151,8 +151,9 @@ def test_repeated_candidates_that_cannot_be_are_errors():
     repeated = similarity.Repeated.of(candidates)
     with pytest.raises(ValueError, match="must agree in features and times"):
         similarity.dot(candidates[:, :, :-1], repeated)
-    with pytest.raises(ValueError, match="correlation takes candidates"):
-        similarity.correlation(candidates, repeated)
+    for form in (repeated, similarity.Normed(candidates)):
+        with pytest.raises(ValueError, match=f"correlation takes candidates .* got {type(form).__name__} ones"):
+            similarity.correlation(candidates, form)
 
 
 def many(n_candidates=similarity.LEAST_CANDIDATES, n_features=334, n_times=48):
@@ -167,31 +168,45 @@ def many(n_candidates=similarity.LEAST_CANDIDATES, n_features=334, n_times=48):
 def test_candidates_are_scored_at_their_own_rate_where_that_pays():
     candidates = many()
     score = similarity.candidate_normalised
-    repeated = similarity.at_own_rate(candidates, score)
+    repeated = similarity.prepare(candidates, score)
     assert isinstance(repeated, similarity.Repeated)
     assert repeated.shape == tuple(candidates.shape)
-    assert similarity.at_own_rate(candidates[1:], score).shape == candidates[1:].shape  # one too few
-    for kept, scores in (
-        (candidates[1:], score),
-        (candidates[:, :190], score),
-        (torch.randn(candidates.shape, generator=torch.Generator().manual_seed(1)), score),
-        (candidates, similarity.correlation),
-        (candidates, lambda estimates, candidates: score(estimates, candidates)),
-    ):
-        assert similarity.at_own_rate(kept, scores) is kept
+    noise = torch.randn(candidates.shape, generator=torch.Generator().manual_seed(1))
+    for kept in (candidates[1:], candidates[:, :190], noise):  # one too few, too few features, nothing repeats
+        normed = similarity.prepare(kept, score)
+        assert isinstance(normed, similarity.Normed)
+        assert normed.values is kept
+
+
+@pytest.mark.parametrize("score", [similarity.correlation, lambda estimates, candidates: similarity.dot(estimates, candidates)])
+def test_scores_that_are_no_inner_product_get_candidates_as_they_are(score):
+    candidates = many()
+    assert similarity.prepare(candidates, score) is candidates
+
+
+@every_repeated_score
+def test_the_norm_of_candidates_is_computed_once(score, monkeypatch):
+    estimates, candidates = make_pairs()
+    normed = similarity.Normed(candidates)
+    assert torch.equal(score(estimates, normed), score(estimates, candidates))
+    monkeypatch.setattr(torch.Tensor, "norm", lambda *_, **__: pytest.fail("computed again"))
+    if score is not similarity.cosine:  # which needs those of the estimates
+        score(estimates, normed)
+    assert normed.to("cpu") is normed
+    assert (len(normed), normed.shape) == (len(candidates), candidates.shape)
 
 
 def test_a_few_candidates_that_repeat_do_not_speak_for_all():
     candidates = torch.randn(504, 334, 24, generator=torch.Generator().manual_seed(2))
     candidates[::63] = candidates[::63, :, :12].repeat_interleave(2, dim=2)
-    assert similarity.at_own_rate(candidates, similarity.dot) is candidates
+    assert isinstance(similarity.prepare(candidates, similarity.dot), similarity.Normed)
 
 
 @pytest.mark.parametrize("n_estimates", [1, 5, 48, 50])
 def test_equal_candidates_tie_at_their_own_rate(n_estimates):
     candidates = many()
     candidates[1::2] = candidates[::2].clone()
-    repeated = similarity.at_own_rate(candidates, similarity.cosine)
+    repeated = similarity.prepare(candidates, similarity.cosine)
     assert isinstance(repeated, similarity.Repeated)
     estimates = torch.randn(n_estimates, 334, 48, generator=torch.Generator().manual_seed(3))
     scores = similarity.cosine(estimates, repeated)

@@ -60,16 +60,16 @@ class Loss(nn.Module):
         self.chunk = chunk
 
     @property
-    def takes_repeated(self) -> bool:
-        """Whether ``scores`` takes ``similarity.Repeated`` candidates: inner products do, a loss with scores of its own does not."""
+    def takes_prepared(self) -> bool:
+        """Whether ``scores`` takes what ``similarity.prepare`` makes: inner products do, a loss with scores of its own does not."""
         return type(self).scores is Loss.scores and self.similarity in similarity.INNER_PRODUCTS
 
     def scores(self, estimates: Tensor, candidates: Any) -> Tensor:
         """Score each estimate (B, F, T) against each candidate (N, F, T), in float32 or better also under autocast; higher is nearer.
 
-        Candidates may be ``similarity.Repeated`` where the loss ``takes_repeated``.
+        Candidates may be ``similarity.Repeated`` or ``Normed``, compared all at once, where the loss ``takes_prepared``.
         """
-        if isinstance(candidates, similarity.Repeated):
+        if isinstance(candidates, similarity.Repeated | similarity.Normed):
             return self.similarity(estimates, candidates.to(estimates.device))
         if self.chunk is None or len(candidates) <= self.chunk:
             return self.similarity(estimates, candidates.to(estimates.device))
