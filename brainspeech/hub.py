@@ -31,6 +31,7 @@ FILES = (CONFIG, WEIGHTS, STATISTICS, EXTRA, CARD)
 # What a release may hold besides: nothing that anything runs.
 UPLOADED = (".safetensors", ".json", ".md", ".html", ".png")
 SUMS = "SHA256SUMS"
+MESSAGE = "Upload with brainspeech"
 # What save itself writes into config.json.
 RESERVED = {"model", "model_config", "version", "statistics", "digests"}
 
@@ -293,7 +294,9 @@ def push(
     *,
     private: bool = False,
     token: str | None = None,
-    message: str = "Upload with brainspeech",
+    commit_message: str = MESSAGE,
+    branch: str | None = None,
+    create_pr: bool = False,
 ) -> str:
     """Upload a saved or released folder as one commit, making the repository if there is none.
 
@@ -307,13 +310,16 @@ def push(
         Whether a repository that is made can be seen by its owner alone.
     token : str, optional
         Access token; without one that of ``hf auth login`` or ``HF_TOKEN``.
-    message : str
-        Of the commit.
+    commit_message : str
+    branch : str, optional
+        Where the commit is made; it has to be there. None: main.
+    create_pr : bool
+        Whether to ask for the commit by a pull request instead of making it.
 
     Returns
     -------
     str
-        The commit's address.
+        The commit's address, or that of the pull request.
 
     Raises
     ------
@@ -333,10 +339,19 @@ def push(
     with _said(repo_id, writing=True):
         api = _api(token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.create_commit(repo_id, operations, commit_message=message).commit_url)
+        made = api.create_commit(repo_id, operations, commit_message=commit_message, revision=branch, create_pr=create_pr)
+        return str(made.pr_url if create_pr else made.commit_url)
 
 
-def pull(repo_id: str, *, revision: str | None = None, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
+def pull(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
     """Download a saved folder into huggingface_hub's cache and give its place; what is there already is not fetched again.
 
     Files of the names that ``save`` writes are fetched and no others: safetensors, JSON and the card.
@@ -350,6 +365,10 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None,
     token : str, optional
     cache_dir : path, optional
         In place of huggingface_hub's own.
+    force_download : bool
+        Whether to fetch again what is in the cache.
+    local_files_only : bool
+        Whether to take what is in the cache and ask no hub.
 
     Raises
     ------
@@ -370,6 +389,8 @@ def pull(repo_id: str, *, revision: str | None = None, token: str | None = None,
             cache_dir=cache_dir,
             endpoint=os.environ.get("HF_ENDPOINT"),
             allow_patterns=list(FILES),
+            force_download=force_download,
+            local_files_only=local_files_only,
         )
     if not (Path(place) / CONFIG).is_file():
         raise FileNotFoundError(f"{repo_id} holds no {CONFIG}: it is no model that brainspeech saved.")

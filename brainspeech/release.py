@@ -193,7 +193,12 @@ def verify(folder: str | os.PathLike) -> Verified:
 
 
 def push(
-    folder: str | os.PathLike, repo_id: str, *, private: bool = False, token: str | None = None, message: str = "Release with brainspeech"
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    commit_message: str = "Release with brainspeech",
 ) -> str:
     """Verify a released folder and upload all of it to a hub as one commit; see ``hub.push``.
 
@@ -205,7 +210,7 @@ def push(
     found = verify(folder)
     if not found.ok:
         raise RuntimeError(f"{folder} is not uploaded. {found.text()}")
-    return hub.push(Path(folder), repo_id, private=private, token=token, message=message)
+    return hub.push(Path(folder), repo_id, private=private, token=token, commit_message=commit_message)
 
 
 def reproduce(folder: str | os.PathLike) -> float:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 
 from brainspeech import card, evaluate, features, hub
 from brainspeech import report as reports
@@ -20,8 +21,12 @@ from brainspeech.recipe import Recipe
 from brainspeech.scaling import Statistics
 
 
-class Shareable(Parameters):
-    """What a decoder does besides its verbs: it is written to a folder and read again, here or on a hub."""
+class Shareable(Parameters, ModelHubMixin, library_name="brainspeech"):
+    """What a decoder does besides its verbs: it is written to a folder and read again, here or on a hub.
+
+    It is a ``huggingface_hub.ModelHubMixin`` with ways of its own: a save is replaced in one step, what is read is checked against its
+    SHA-256, and only files that nothing runs are sent or fetched.
+    """
 
     feature: Any
     encoder_: torch.nn.Module
@@ -81,6 +86,10 @@ class Shareable(Parameters):
             If a file is missing or damaged, the folder holds a module that is no decoder, or its model, loss or target encoder is a class
             of somebody's own whose module was not imported: a folder holds no code and imports none.
         """
+        if (Path(folder) / "model" / hub.CONFIG).is_file() and not (Path(folder) / hub.CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{folder} is a run folder, no saved decoder: {cls.__name__}.from_run({str(folder)!r}) takes its decoder."
+            )
         decoder = cls()._take(Path(folder))
         recipe = decoder.recipe_
         values = {name: getattr(recipe, name) for name in (*CHOICES, "context", *CONFIGS)}
@@ -102,30 +111,74 @@ class Shareable(Parameters):
         return decoder
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
-        name: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike,
         *,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | os.PathLike | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
         feature: features.Feature | None = None,
     ) -> Self:
         """Load a decoder from a folder, or from a hub (``owner/name``): safetensors, JSON and the card are fetched, nothing else.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : path or str
+        revision, token, cache_dir, force_download, local_files_only
+            Of a hub, as in ``hub.pull``.
+        feature : Feature, optional
+            As in ``load``.
 
         Raises
         ------
         FileNotFoundError, PermissionError, ConnectionError
             If there is no such repository, it may not be read, or the hub cannot be reached.
         """
-        if not Path(name).is_dir():
-            if not hub.is_repo_id(str(name)):
-                raise FileNotFoundError(f"{name} is neither a folder nor a repository (owner/name).")
-            name = hub.pull(str(name), revision=revision, token=token, cache_dir=None if cache_dir is None else Path(cache_dir))
-        return cls.load(name, feature=feature)
+        place = Path(pretrained_model_name_or_path)
+        if not place.is_dir():
+            if not hub.is_repo_id(str(pretrained_model_name_or_path)):
+                raise FileNotFoundError(f"{place} is neither a folder nor a repository (owner/name).")
+            place = hub.pull(
+                str(pretrained_model_name_or_path),
+                revision=revision,
+                token=token,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        return cls.load(place, feature=feature)
 
-    def push_to_hub(
-        self, repo_id: str, *, private: bool = False, token: str | None = None, licence: str | None = None, message: str = ""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        name: str = "",
+        licence: str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_options: Any,
+    ) -> str | None:
+        """Save as ``save`` does; with ``push_to_hub``, also upload to ``repo_id`` with ``push_options``, and give the commit's address."""
+        self.save(save_directory, name=name, licence=licence)
+        if not push_to_hub:
+            return None
+        if repo_id is None:
+            raise ValueError("push_to_hub needs repo_id, owner/name.")
+        return self.push_to_hub(repo_id, licence=licence, **push_options)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        licence: str | None = None,
+        commit_message: str = hub.MESSAGE,
+        branch: str | None = None,
+        create_pr: bool = False,
     ) -> str:
         """Upload the decoder to a hub as one commit, and give its address.
 
@@ -139,6 +192,8 @@ class Shareable(Parameters):
             None: that of ``hf auth login``.
         licence : str, optional
             Of the weights, for the card (``cc-by-4.0``).
+        commit_message, branch, create_pr
+            Of the commit, as in ``hub.push``.
 
         Raises
         ------
@@ -147,7 +202,12 @@ class Shareable(Parameters):
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = self.save(Path(temporary) / "model", name=repo_id.split("/")[-1], licence=licence)
-            return hub.push(folder, repo_id, private=private, token=token, message=message or "Upload with brainspeech")
+            options: dict[str, Any] = {"commit_message": commit_message, "branch": branch, "create_pr": create_pr}
+            return hub.push(folder, repo_id, private=private, token=token, **options)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Give ``card`` as huggingface_hub has it."""
+        return ModelCard(self.card(*args, **kwargs))
 
     def card(self, *, name: str = "", licence: str | None = None) -> str:
         """Write the model card: data, licence, accuracies with intervals, constants, limits."""

@@ -23,6 +23,7 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.commits: dict[str, int] = {}
         self.private: set[str] = set()
+        self.messages: list[str] = []
         self.asked: list[str] = []
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -81,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"files": modes})
         if parts[5] == "commit":
             for line in map(json.loads, body.decode().splitlines()):
+                if line["key"] == "header":
+                    self.server.messages.append(line["value"]["summary"])
                 if line["key"] == "file":
                     self.server.repos[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             self.server.commits[repo] = self.server.commits.get(repo, 0) + 1

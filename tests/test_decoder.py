@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import huggingface_hub
 import mne
 import numpy as np
 import pytest
@@ -320,6 +321,35 @@ def test_pushed_and_pulled_it_is_the_same(study, windows, tmp_path, monkeypatch)
         SpeechDecoder.from_pretrained(tmp_path / "nothing")
 
 
+def test_it_is_a_mixin_of_the_hub_with_saves_of_its_own(study, windows, tmp_path, monkeypatch):
+    decoder = study.decoder
+    assert isinstance(decoder, huggingface_hub.ModelHubMixin)
+    with serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        options = {"token": TOKEN, "private": True, "commit_message": "The first"}
+        address = decoder.save_pretrained(tmp_path / "model", licence="cc0-1.0", push_to_hub=True, repo_id="lab/listener", **options)
+        assert address == f"{server.url}/lab/listener/commit/{server.sha('lab/listener')}"
+        assert (server.private, server.messages) == ({"lab/listener"}, ["The first"])
+        cache = tmp_path / "cache"
+        with pytest.raises(ConnectionError, match="nothing of it is in the cache"):
+            SpeechDecoder.from_pretrained("lab/listener", cache_dir=cache, local_files_only=True)
+        SpeechDecoder.from_pretrained("lab/listener", cache_dir=cache, token=TOKEN)
+    # The hub is gone: what is in its cache is enough.
+    pulled = SpeechDecoder.from_pretrained("lab/listener", cache_dir=cache, local_files_only=True)
+    np.testing.assert_array_equal(pulled.predict(windows, subject="01"), decoder.predict(windows, subject="01"))
+    assert sorted(server.repos["lab/listener"]) == sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted(hub.FILES)
+    assert decoder.generate_model_card(licence="cc0-1.0").data.to_dict()["license"] == "cc0-1.0"
+    assert decoder.save_pretrained(tmp_path / "model") is None  # a save replaces a save
+    with pytest.raises(ValueError, match="needs repo_id"):
+        decoder.save_pretrained(tmp_path / "model", push_to_hub=True)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "config.json").write_text("{}")
+    (tmp_path / "else" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"found mine\.txt"):
+        decoder.save_pretrained(tmp_path / "else")
+    assert (tmp_path / "else" / "config.json").read_text() == "{}"  # where the mixin itself would have removed it
+
+
 def test_a_module_that_is_no_decoder_is_refused(tmp_path):
     encoder = models.build("conv", n_subjects=1, n_features=2, n_virtual=4, hidden=4, depth=1, n_harmonics=2)
     hub.save(tmp_path / "model", encoder, config={"subjects": ["x"]})
@@ -327,3 +357,5 @@ def test_a_module_that_is_no_decoder_is_refused(tmp_path):
         SpeechDecoder.load(tmp_path / "model")
     with pytest.raises(FileNotFoundError, match="holds no fitted encoder"):
         SpeechDecoder.from_run(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"is a run folder, no saved decoder: SpeechDecoder\.from_run\("):
+        SpeechDecoder.load(tmp_path)  # which holds model/
