@@ -81,7 +81,7 @@ HOMES = {
     "sklearn": {"regression", "parameters"},
     "braindecode": {"models", "augment"},
     "accelerate": {"train"},
-    "huggingface_hub": {"hub"},
+    "huggingface_hub": {"hub", "sharing"},
     "matplotlib": {"report", "figures"},
 }
 
