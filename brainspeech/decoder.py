@@ -384,8 +384,8 @@ class SpeechDecoder(Shareable):
         """Score windows against candidates (N, F, T), as the loss does; shape (n, N), higher is nearer. Options as in ``predict``."""
         return self._fitted().scores(self.predict(signal, **options), candidates, device=self._device())
 
-    def rank(self, signal: Any, candidates: Any, targets: Any, **options: Any) -> np.ndarray:
-        """Rank each window's own candidate among all; shape (n,), rank 0 is best.
+    def rank(self, signal: Any, candidates: Any, targets: Any = None, **options: Any) -> np.ndarray:
+        """Rank candidates by how near they are to what was estimated from each window; rank 0 is best.
 
         Parameters
         ----------
@@ -393,8 +393,14 @@ class SpeechDecoder(Shareable):
             As in ``predict``, whose options are taken too.
         candidates : array, shape (N, F, T)
             Of ``candidates()``.
-        targets : array of int, shape (n,)
+        targets : array of int, shape (n,), optional
             Column of each window's own candidate.
+
+        Returns
+        -------
+        array of int
+            Shape (n, N), the rank of every candidate: ``rank(...).argsort(1)`` are the candidates from best to worst. With targets, shape
+            (n,), the rank of each window's own candidate. Ties count against a candidate.
         """
         return self._fitted().ranks(self.predict(signal, **options), candidates, targets, device=self._device())
 

@@ -298,7 +298,9 @@ class Pretrained:
 
     @torch.inference_mode()
     def ranks(self, estimates: np.ndarray, candidates: Any, targets: Any, *, device: torch.device) -> np.ndarray:
-        """Rank each estimate's own candidate, the column that ``targets`` (n,) says, among all (N, F, T); shape (n,), rank 0 is best."""
+        """Rank each estimate's own candidate among all (N, F, T), shape (n,), or without ``targets`` all of them, (n, N); 0 is best."""
+        if targets is None:
+            return retrieval.ranks_of_all(self.scores(estimates, candidates, device=device)).numpy()
         mine, others = self._compared(estimates, candidates, device)
         if np.asarray(targets).dtype.kind not in "iu":
             raise ValueError(f"Targets must be columns of candidates, whole numbers, got {np.asarray(targets).dtype}.")

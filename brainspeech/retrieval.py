@@ -57,6 +57,24 @@ def ranks_from_scores(scores: Tensor | np.ndarray, targets: Tensor | np.ndarray)
     return Ranks(ranks, int(ties.sum()), int(scores.isnan().any(1).sum()))
 
 
+def ranks_of_all(scores: Tensor | np.ndarray) -> Tensor:
+    """Rank every candidate of each row, as ``ranks_from_scores`` ranks the own one; (B, N) -> (B, N) int64.
+
+    The best candidates of a row are those of the lowest ranks. Equal scores share the rank of the last of them.
+
+    Raises
+    ------
+    ValueError
+        If scores are not (B, N).
+    """
+    scores = torch.as_tensor(scores)
+    if scores.ndim != 2:
+        raise ValueError(f"Scores must be (B, N), got {tuple(scores.shape)}.")
+    ordered = scores.where(~scores.isnan(), torch.inf).sort(dim=1).values.contiguous()  # NaN last, lower than nothing
+    lower = torch.searchsorted(ordered, scores.contiguous()).masked_fill(scores.isnan(), 0)
+    return scores.shape[1] - 1 - lower
+
+
 def ranks(
     estimates: Tensor,
     candidates: Tensor | Repeated,

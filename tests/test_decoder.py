@@ -96,6 +96,10 @@ def test_the_test_windows_of_a_raw_are_ranked_as_in_the_fit(study):
     options = {"onsets": onsets, "recording": recording.uid}
     raw = study.dataset.read_raw(recording)
     np.testing.assert_array_equal(decoder.rank(raw, candidates, test.truth[mine], **options), expected[mine])
+    ranks = decoder.rank(raw, candidates, **options)
+    assert ranks.shape == (len(mine), len(candidates))
+    np.testing.assert_array_equal(ranks[np.arange(len(mine)), test.truth[mine]], expected[mine])
+    np.testing.assert_array_equal(ranks.argsort(1)[:, 0], decoder.scores(raw, candidates, **options).argmax(1))
     signal = load_signal(study.dataset, recording, study.recipe.preprocess, study.cache)
     np.testing.assert_allclose(decoder.scores(signal, candidates, **options), decoder.scores_[mine], rtol=1e-4, atol=1e-5)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from brainspeech import similarity
-from brainspeech.retrieval import chance, median_rank, ranks, ranks_from_scores, stream_scores, topk_accuracy
+from brainspeech.retrieval import chance, median_rank, ranks, ranks_from_scores, ranks_of_all, stream_scores, topk_accuracy
 
 
 def make_pairs(n_rows=20, n_candidates=13, seed=0):
@@ -25,6 +25,17 @@ def test_ranks_are_those_of_sorting(scores):
     found = ranks(estimates, candidates, targets, scores=scores)
     assert found.dtype == torch.int64
     assert torch.equal(found, expected)
+
+
+def test_ranks_of_all_are_those_of_each_as_the_own_one():
+    scores = torch.randint(4, (5, 7), generator=torch.Generator().manual_seed(0)).float()  # ties
+    scores[1, 2], scores[3] = torch.nan, torch.nan
+    scores[4, :2] = torch.tensor([torch.inf, -torch.inf])
+    expected = [ranks_from_scores(scores, torch.full((5,), column)).ranks for column in range(7)]
+    assert torch.equal(ranks_of_all(scores), torch.stack(expected, 1))
+    assert ranks_of_all(np.array([[0.5, 2.0, 1.0]])).tolist() == [[2, 0, 1]]
+    with pytest.raises(ValueError, match=r"Scores must be \(B, N\)"):
+        ranks_of_all(scores[0])
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 13, 20, 100])
