@@ -12,7 +12,8 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,24 @@ class Store:
     ----------
     out : path
         The run folder; made if missing.
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be made.
     """
 
     def __init__(self, out: Path):
-        out.mkdir(parents=True, exist_ok=True)
+        with _writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         self.folder = out / "checkpoint"
         self.metrics = out / "metrics.jsonl"
 
     def clear(self) -> None:
         """Remove what an earlier fit left: its metrics must not stand beside this one's."""
-        hub.discard(self.folder)
-        self.metrics.write_text("")
+        with _writing(self.folder.parent):
+            hub.discard(self.folder)
+            self.metrics.write_text("")
 
     def save(self, state: State) -> None:
         """Replace the checkpoint in one step, then the lines of the finished epochs.
@@ -140,9 +148,12 @@ class Store:
     def _said(self, error: Exception, path: Path, needed: int) -> str:
         free = shutil.disk_usage(self.folder.parent).free
         stands = f"The last checkpoint in {self.folder} stands" if (self.folder / STATE).exists() else "There is no checkpoint yet"
+        # safetensors gives no number of an error, only its text.
+        forbidden = isinstance(error, PermissionError) or any(word in str(error) for word in ("Permission denied", "Read-only"))
+        advice = f"See that {self.folder.parent} can be written to" if forbidden else "Free some space"
         return (
             f"Could not write the checkpoint {self.folder} ({path.name}): {error}. It needs {needed / 1e6:.1f} MB beside the one before, "
-            f"{free / 1e6:.1f} MB are free. {stands}. Free some space and give the same command again: it goes on from there."
+            f"{free / 1e6:.1f} MB are free. {stands}. {advice} and give the same command again: it goes on from there."
         )
 
     def _write_metrics(self, history: list[dict[str, Any]]) -> None:
@@ -158,7 +169,8 @@ class Store:
         RuntimeError
             If a file is damaged or missing.
         """
-        hub.recover(self.folder)
+        with _writing(self.folder.parent):
+            hub.recover(self.folder)
         if not self.folder.exists():
             return None
         kept = self._read_state()
@@ -190,7 +202,8 @@ class Store:
         except (KeyError, TypeError, AttributeError) as error:
             raise self._damaged(error) from error
         if processes.is_first():
-            self._write_metrics(state.history)
+            with _writing(self.folder.parent):
+                self._write_metrics(state.history)
         return state
 
     def _read_state(self) -> dict[str, Any]:
@@ -208,6 +221,17 @@ class Store:
             f"{self.folder / STATE} is damaged or missing ({error}). Delete {self.folder} and give the same command again: "
             "the fit begins anew."
         )
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(
+            f"Could not write in the run folder {folder}: {error}. It must be a folder, with space, that can be written to. "
+            "Give another one, or make room there."
+        ) from error
 
 
 def _plain(state: State) -> dict[str, Any]:

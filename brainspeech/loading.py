@@ -22,13 +22,23 @@ PLACES = {
 }
 
 
-def stream(dataset: SegmentDataset, batches: Sequence[np.ndarray], device: torch.device) -> Iterator[tuple[np.ndarray, Batch]]:
+def side_stream(device: torch.device) -> Any:
+    """Give the stream of a GPU on which the batches of a fit are made; None elsewhere.
+
+    One for a whole fit: freed memory is only given to the stream that had it, so that each further stream would hold batches of its own.
+    """
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def stream(
+    dataset: SegmentDataset, batches: Sequence[np.ndarray], device: torch.device, side: Any = None
+) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield batches on the device. Beside a GPU, a thread makes the next one, on a stream of its own, while the present one is computed."""
     if device.type == "cpu" or not batches:
         for rows in batches:
             yield rows, dataset.batch(rows)
         return
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    side = side_stream(device) if side is None else side
     if side is not None:
         side.wait_stream(torch.cuda.current_stream(device))  # on which the data came to the device
 
@@ -55,7 +65,7 @@ def place(parts: Sequence[SegmentDataset], device: torch.device, resident: str, 
     """Put the data where batches are made, and say where that is."""
     apart = [part for i, part in enumerate(parts) if not any(part.shares(other) for other in parts[:i])]
     signals, tracks = (sum(sizes) for sizes in zip(*(part.n_bytes for part in apart), strict=True))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    free = free_bytes(device)
     where = choose_place(signals, tracks, free, resident, reduced=reduced)
     needed = f"signals of {signals / 1e9:.2f} GB and tracks of {tracks / 1e9:.2f} GB"
     said = f"{needed} {PLACES[where]}" + ("" if free is None else f" ({free / 1e9:.1f} GB of its memory were free)")
@@ -63,6 +73,14 @@ def place(parts: Sequence[SegmentDataset], device: torch.device, resident: str, 
         return list(parts), f"{needed}, gathered in memory"
     copies = [part.to(device, signals=where in ("full", "half"), tracks=where != "none", half=where == "half") for part in apart]
     return [next(part.beside(copy) for copy in copies if part.shares(copy)) for part in parts], said
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Give the bytes that are free on a GPU; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()  # what an earlier fit of this process had is kept by torch, and is not free to the driver
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def choose_place(signals: int, tracks: int, free: int | None, resident: str, *, reduced: bool) -> str:

@@ -122,3 +122,23 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     calls.clear()
     with pytest.raises(RuntimeError, match="There is no checkpoint yet"):
         Store(tmp_path / "new").save(make_state())
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_first_step(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeError, match=r"run folder .*file: .*File exists.* must be a folder, .* Give another one"):
+        Store(tmp_path / "file")
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match=r"Could not write in the run folder .*run: .*Is a directory"):
+        Store(tmp_path / "run").clear()
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    Store(tmp_path / "mine").save(make_state())
+    monkeypatch.setattr(hub, "write_tensors", forbidden)
+    with pytest.raises(RuntimeError, match=r"denied.* stands\. See that .*mine can be written to and give the same command again"):
+        Store(tmp_path / "mine").save(make_state())
+    monkeypatch.setattr(Store, "_write_metrics", forbidden)
+    with pytest.raises(RuntimeError, match=r"Could not write in the run folder .*mine: .*Permission denied"):
+        Store(tmp_path / "mine").load()

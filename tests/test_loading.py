@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_resident import equal, make_data
 
-from brainspeech.loading import choose_place, place, stream
+from brainspeech.loading import choose_place, free_bytes, place, side_stream, stream
 
 GB = 10**9
 
@@ -59,3 +59,13 @@ def test_batches_made_ahead_come_in_order_and_an_early_end_leaves_no_thread():
     next(ahead)
     ahead.close()
     assert list(stream(dataset, [], torch.device("meta"))) == []
+
+
+def test_what_an_earlier_fit_had_is_free(monkeypatch):
+    """torch keeps freed memory, which the driver takes for used: a second fit in a process would be told that its data do not fit."""
+    kept = [60 * GB]
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * GB - sum(kept), 80 * GB))
+    assert free_bytes(torch.device("cuda")) == 80 * GB
+    assert free_bytes(torch.device("cpu")) is None
+    assert side_stream(torch.device("cpu")) is None

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
-from brainspeech import hub, loading, losses, models, retrieval, stopping, train
+from brainspeech import backend, hub, loading, losses, models, retrieval, stopping, train
 from brainspeech.batches import BatchConfig, SegmentDataset
+from brainspeech.checkpoint import Store
 from brainspeech.records import FeatureTrack, Segment, Signal, Span
+from brainspeech.running import steps_of
 from brainspeech.scaling import fit_statistics
-from brainspeech.train import TrainConfig, _steps, fit, fit_ridge
-from brainspeech.watching import CHECKED_EVERY, Watch
+from brainspeech.train import BAR, TrainConfig, _say, fit, fit_ridge
+from brainspeech.watching import Watch
 
 SFREQ = 20.0
 CONFIG = TrainConfig(lr=3e-3, batch_size=16, max_epochs=3, patience=5, seed=3, precision="fp32")
@@ -187,7 +191,7 @@ def test_validation_equals_the_loop():
     assert len(first) < len(valid)
     total, hits = 0.0, 0
     with torch.no_grad():
-        for (rows,) in _steps(valid, CONFIG, epoch=None):
+        for (rows,) in steps_of(valid, CONFIG, epoch=None):
             batch = valid.batch(rows)
             estimates = fitted.encoder(batch.signal, batch.positions, batch.subject, channel_mask=batch.channel_mask)
             total += float(loss(estimates, batch.target, row_ids=batch.stimulus_id).loss) * len(rows)
@@ -216,7 +220,7 @@ def test_it_stops_early_and_gives_back_the_best_weights(tmp_path):
 @pytest.mark.parametrize("how", [KeyboardInterrupt(), RuntimeError("power cut")])
 def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path, how):
     whole = run(out=tmp_path / "whole")
-    per_epoch = len(DATA["train"]) // 16 + len(_steps(DATA["valid"], CONFIG, epoch=None))
+    per_epoch = len(DATA["train"]) // 16 + len(steps_of(DATA["valid"], CONFIG, epoch=None))
     with pytest.raises(type(how)):
         run(out=tmp_path / "cut", loss=Dying(per_epoch + 3, how))
     torch.manual_seed(99)  # nothing of the present process may matter
@@ -243,7 +247,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return self.inner(*args, **kwargs)
 
-        n = len(t.DATA["train"]) // 16 + len(t._steps(t.DATA["valid"], t.CONFIG, epoch=None))
+        n = len(t.DATA["train"]) // 16 + len(t.steps_of(t.DATA["valid"], t.CONFIG, epoch=None))
         t.run(out={str(tmp_path)!r}, loss=Killer(n + 2, None))
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
@@ -318,12 +322,114 @@ def test_a_loss_that_is_not_finite_names_the_batch_and_leaves_the_last_checkpoin
             output = self.inner(*args, **kwargs)
             return output._replace(loss=output.loss * (torch.nan if self.calls >= self.at else 1.0))
 
-    n = len(DATA["train"]) // 16 + len(_steps(DATA["valid"], CONFIG, epoch=None))
+    n = len(DATA["train"]) // 16 + len(steps_of(DATA["valid"], CONFIG, epoch=None))
     with pytest.raises(RuntimeError, match=r"loss is not finite in epoch 1: .* and 8 more"):
         run(loss=Late(n + 1, None), out=tmp_path)
     assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["sampler"]["next_epoch"] == 1
     state = hub.read_tensors(tmp_path / "checkpoint" / "weights.safetensors")
     assert all(bool(t.isfinite().all()) for t in state.values())
+
+
+class Steep(Dying):
+    """A loss that is finite, and whose gradient is not, at a given call."""
+
+    def forward(self, estimates, *args, **kwargs):
+        self.calls += 1
+        output = self.inner(estimates, *args, **kwargs)
+        return output._replace(loss=output.loss + (0 * estimates).sum().sqrt()) if self.calls == self.at else output
+
+
+def test_a_gradient_that_is_not_finite_names_its_batch_and_no_checkpoint_has_it(tmp_path):
+    """The optimiser would write NaN into every weight, a checkpoint after that step would have them, and the next batch would be blamed."""
+    config = replace(CONFIG, checkpoint_minutes=0)
+    rows = steps_of(DATA["train"], CONFIG, epoch=0)[2][0]
+    first = DATA["train"].segments[rows[0]]
+    with pytest.raises(
+        RuntimeError,
+        match=rf"gradient is not finite in epoch 0: got NaN or infinity for encoder\.\S+, .* from the batch with {first.recording} at "
+        rf"{first.onset:g} s, .* and 8 more, .*\(lr=0\.003\).* The last checkpoint in .*checkpoint stands\.",
+    ):
+        run(config, out=tmp_path, loss=Steep(3, None))
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["sampler"]["next_step"] == 2
+    assert same(run(config, out=tmp_path, resume=True).encoder, run().encoder)
+
+
+def test_weights_that_are_not_finite_are_refused_at_the_start(tmp_path):
+    encoder = make_encoder()
+    with torch.no_grad():
+        encoder.subject_layer.weight[0, 0, 0] = torch.inf
+    with pytest.raises(RuntimeError, match=r"begins with weights that are not finite: .* in encoder\.subject_layer\.weight\. Initialise"):
+        run(encoder=encoder)
+    run(replace(CONFIG, max_epochs=1), out=tmp_path)
+    state = Store(tmp_path).load()
+    state.weights["encoder.subject_layer.weight"][0] = torch.nan
+    Store(tmp_path).save(state)
+    with pytest.raises(RuntimeError, match=r"checkpoint holds weights that are not finite: .*subject_layer\.weight\. Delete it and give"):
+        run(out=tmp_path, resume=True)
+
+
+def test_a_learning_rate_far_too_high_is_named():
+    with pytest.raises(RuntimeError, match=r"is not finite in epoch 0: .*[Ll]ower the learning rate \(lr=1e\+30\)"):
+        run(replace(CONFIG, lr=1e30))
+
+
+def test_what_does_not_fit_into_memory_says_what_would():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    with pytest.raises(RuntimeError, match=r"not enough memory for batches of 16 segments: CUDA out of .* 20\.00 GiB\. Lower batch_size"):
+        run(loss=Dying(2, error))
+
+
+def test_the_loss_multiplies_with_all_bits_there_and_back(monkeypatch):
+    """TF32 is for the encoder, in both directions: a stack of what was switched stands for the flags of a GPU."""
+    switched, seen = [], []
+
+    @contextmanager
+    def tf32(on):
+        switched.append(on)
+        try:
+            yield
+        finally:
+            switched.pop()
+
+    class Look(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, where):
+            ctx.where = where
+            seen.append((where, "there", switched[-1]))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append((ctx.where, "back", switched[-1]))
+            return grad, None
+
+    class Looking(Temperature):
+        def forward(self, estimates, candidates, **kwargs):
+            return super().forward(Look.apply(estimates, "loss"), candidates, **kwargs)
+
+        def scores(self, estimates, candidates):
+            seen.append(("ranks", "there", switched[-1]))
+            return self.inner.scores(estimates, candidates)
+
+    monkeypatch.setattr(backend, "tf32", tf32)
+    encoder = make_encoder()
+    encoder.head.register_forward_hook(lambda _, __, out: Look.apply(out, "encoder"))
+    for on in (True, False):
+        seen.clear()
+        run(replace(CONFIG, max_epochs=1, tf32=on), encoder=encoder, loss=Looking())
+        wanted = {("encoder", "there", on), ("encoder", "back", on), ("loss", "there", False), ("loss", "back", False)}
+        assert set(seen) == wanted | {("ranks", "there", False)}
+        assert switched == []
+
+
+def test_a_fit_makes_its_batches_on_one_stream(monkeypatch):
+    """A GPU's freed memory stays with its stream: a new stream for every epoch would hold batches of its own."""
+    made, used, inner = [], set(), loading.stream
+    monkeypatch.setattr(loading, "side_stream", lambda device: made.append(object()) or made[-1])
+    monkeypatch.setattr(loading, "stream", lambda dataset, batches, device, side: used.add(side) or inner(dataset, batches, device))
+    run()
+    assert len(made) == 1
+    assert used == set(made)
 
 
 @pytest.mark.parametrize("loss", ["clip", "mv_infonce", "sdcon"])
@@ -372,7 +478,7 @@ def stopping_at(at, signum, inner=None):
 
 
 N_STEPS = len(DATA["train"]) // 16
-N_VALID = len(_steps(DATA["valid"], CONFIG, epoch=None))
+N_VALID = len(steps_of(DATA["valid"], CONFIG, epoch=None))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -398,6 +504,27 @@ def test_a_signal_stops_at_a_step_and_the_fit_goes_on_to_the_same_bits(tmp_path,
     assert without_time(rest.history) == without_time(whole.history)
     assert [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rest.history
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_while_a_checkpoint_is_written(tmp_path, monkeypatch, times):
+    """The first lets it be finished; the second ends the process there and then, and the checkpoint before stands."""
+    config = replace(CONFIG, max_epochs=2)
+    write, calls = hub.write_tensors, []
+
+    def interrupted(path, tensors):
+        calls.append(path)
+        for _ in range(times if len(calls) == 6 else 0):  # the second file of the second epoch's
+            os.kill(os.getpid(), signal.SIGINT)
+        write(path, tensors)
+
+    monkeypatch.setattr(hub, "write_tensors", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(config, out=tmp_path)
+    assert isinstance(stop.value, stopping.Stopped) == (times == 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "metrics.jsonl"]
+    assert len(Store(tmp_path).load().history) == 3 - times
+    assert same(run(config, out=tmp_path, resume=True).encoder, run(config).encoder)
 
 
 def test_a_signal_in_the_last_step_of_a_fit_is_not_forgotten(tmp_path):
@@ -441,6 +568,15 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
     assert same(run(out=tmp_path, resume=True).encoder, run().encoder)
 
 
+def test_a_checkpoint_of_a_later_version_is_refused(tmp_path):
+    run(replace(CONFIG, max_epochs=1), out=tmp_path)
+    state = Store(tmp_path).load()
+    state.config["momentum"] = 0.5
+    Store(tmp_path).save(state)
+    with pytest.raises(ValueError, match=r"settings that this version does not have: momentum\. Install the version that wrote it"):
+        run(out=tmp_path, resume=True)
+
+
 def test_resident_data_give_the_same_bits_and_half_precision_nearly_the_same():
     whole, full = run(), run(replace(CONFIG, resident="full"))
     assert same(whole.encoder, full.encoder)
@@ -449,25 +585,6 @@ def test_resident_data_give_the_same_bits_and_half_precision_nearly_the_same():
     half = run(replace(CONFIG, resident="half", max_epochs=1))
     assert half.history[0]["train_loss"] == pytest.approx(whole.history[0]["train_loss"], rel=0.01)
     assert half.history[0]["train_loss"] != whole.history[0]["train_loss"]
-
-
-def test_flags_on_a_device_are_read_late_and_name_the_segments_all_the_same():
-    """A GPU is asked every 50 steps: what was not finite before is found, the first of it, and nothing is read in between."""
-    watch = Watch(DATA["train"], torch.device("cuda"), 1)
-    rows = [np.arange(4 * k, 4 * k + 4) for k in range(20)]
-    for k in range(3):
-        watch.see("estimate", rows[k], torch.tensor([True, True, k != 1, True]))
-        watch.see("loss", rows[k], torch.tensor(k == 0).expand(4))
-    bad = DATA["train"].segments[6]
-    with pytest.raises(
-        RuntimeError, match=rf"estimate is not finite in epoch 1: got NaN or infinity for {bad.recording} at {bad.onset:g} s\."
-    ):
-        watch.read()
-    watch.read()  # what was said is not said again
-    for k in range(2 * CHECKED_EVERY - 1):
-        watch.see("loss", rows[k % 20], torch.tensor(k != 0).expand(4))
-    with pytest.raises(RuntimeError, match="The loss is not finite"):
-        watch.see("loss", rows[19], torch.tensor(True).expand(4))
 
 
 def test_a_loss_that_looks_for_itself_does_not_keep_the_segments_secret():
@@ -500,12 +617,6 @@ def test_a_compiled_encoder_is_saved_as_an_ordinary_one(tmp_path, monkeypatch):
     assert fitted.history[0]["valid_loss"] == pytest.approx(whole.history[0]["valid_loss"], rel=1e-5)
     assert run(config, out=tmp_path, resume=True, encoder=make_encoder(name="linear_clip")).resumed_at == 1
     torch.compiler.reset()
-
-
-def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RuntimeError, match=r"compile=True needs a C\+\+ compiler, got no no-such-compiler"):
-        run(replace(CONFIG, compile=True))
 
 
 @pytest.mark.gpu
@@ -545,7 +656,7 @@ def test_on_a_gpu_it_learns_and_a_step_does_not_wait(tmp_path, changes):
 
 def test_batches_gathered_ahead_for_a_device_come_in_order():
     """The meta device stands for a GPU: a thread gathers the next batch, and no batch is lost, doubled or swapped."""
-    order = [rows for (rows,) in _steps(DATA["train"], CONFIG, epoch=0)]
+    order = [rows for (rows,) in steps_of(DATA["train"], CONFIG, epoch=0)]
     seen = list(loading.stream(DATA["train"], order, torch.device("meta")))
     assert [rows.tolist() for rows, _ in seen] == [rows.tolist() for rows in order]
     assert all(batch.signal.device.type == "meta" and len(batch.signal) == len(rows) for rows, batch in seen)
@@ -562,20 +673,9 @@ def test_bad_input():
     for what, other in (("training", {"train": DATA["train"].subset([0])}), ("validation", {"valid": DATA["valid"].subset([0])})):
         with pytest.raises(ValueError, match=f"at least two {what} segments .* got 1"):
             run(data=DATA | other)
-    for kwargs in (
-        {"precision": "fp8"},
-        {"batch_size": 1},
-        {"max_epochs": 0},
-        {"patience": 0},
-        {"lr": 0.0},
-        {"weight_decay": -1.0},
-        {"sampler": "x"},
-        {"views": 2},
-        {"resident": "x"},
-        {"checkpoint_minutes": -1.0},
-    ):
-        with pytest.raises(ValueError, match=next(iter(kwargs))):
-            TrainConfig(**kwargs)
+    frozen = make_encoder().requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to fit: no parameter of the encoder or the loss requires a gradient"):
+        run(encoder=frozen)
 
 
 def test_bf16_computes_in_bf16_and_leaves_an_ordinary_encoder():
@@ -606,10 +706,25 @@ def test_bf16_computes_in_bf16_and_leaves_an_ordinary_encoder():
 
 def test_the_bar_says_how_it_goes(capsys):
     fit(make_encoder(), losses.build("clip"), DATA["train"], DATA["valid"], replace(CONFIG, max_epochs=1), name="encoder")
-    assert "encoder" in capsys.readouterr().err
+    first = capsys.readouterr().err
+    assert "encoder: " in first
+    assert f"(chance {1000 / len(DATA['valid'].unique()):.0f} %)" in first
     run(replace(CONFIG, max_epochs=1))
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("top10", "chance", "said"),
+    [(0.234, 10 / 260, "23 % (chance 3.8 %)"), (1.0, 0.1, "100 % (chance 10 %)"), (0.0, 0.0038, "0.0 % (chance 0.4 %)")],
+)
+def test_the_bar_names_the_validation_and_its_chance_within_100_columns(top10, chance, said):
+    """After an hour of 240,000 steps."""
+    text = _say({"valid_top10": top10, "valid_loss": 4.9123}, chance)
+    assert text == f"valid top-10 {said}, loss 4.91"
+    line = tqdm.format_meter(24_000, 240_000, 4000, ncols=100, prefix="encoder", bar_format=BAR, postfix=text)
+    assert line.endswith(f"24000/240000 [1:06:40<10:00:00, {text}]")
+    assert len(line) <= 100
 
 
 def test_ridge_equals_the_normal_equations():
