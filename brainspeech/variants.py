@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from brainspeech import flow, processes, report, subjects
 from brainspeech import recipe as recipes
@@ -154,7 +155,9 @@ TABLES = ("table2", "ablations", *CURVES, "subjects")
 
 def known(recipe: Recipe) -> dict[str, Variant]:
     """Give all variants of a recipe by name: those of the paper, and its own."""
-    return VARIANTS | {name: Variant("of this recipe", tuple(settings)) for name, settings in recipe.variants.items()}
+    return VARIANTS | {
+        name: Variant(f"the recipe's own: {', '.join(settings)}", tuple(settings)) for name, settings in recipe.variants.items()
+    }
 
 
 def apply(recipe: Recipe, variant: str | Variant) -> Recipe:
@@ -199,23 +202,9 @@ def table(recipe: Recipe, what: str, *, n_subjects: int | None = None, names: Se
     if what == "ablations":
         return Table("Ablations", REFERENCE, {name: VARIANTS[name] for name in (REFERENCE, *ABLATIONS)})
     if what == "subjects":
-        if n_subjects is None or n_subjects < 2:
-            raise ValueError(f"The curve over subjects needs at least 2 subjects, got {n_subjects}.")
-        numbers = [2**k for k in range(n_subjects.bit_length()) if 2**k < n_subjects] + [n_subjects]
-        first = recipe.subjects == "all" or recipe.subjects.startswith("first:")
-        spec = {n: f"first:{n}" if first else ",".join(str(subjects.number(name)) for name in names[:n]) for n in numbers}
-        points = {f"subjects-{n}": Variant(f"the first {n} of {n_subjects}", (f"subjects={spec[n]}",)) for n in numbers}
-        return Table(
-            "Number of subjects", f"subjects-{n_subjects}", points, "subjects", dict(zip(points, map(float, numbers), strict=True))
-        )
+        return _subjects(recipe, n_subjects, names)
     if what in CURVES:
-        curve = CURVES[what]
-        points = {f"{what}-{value:g}": Variant(f"{curve.axis}: {value:g}", curve.setting(recipe, value)) for value in curve.values}
-        at = dict(zip(points, curve.values, strict=True))
-        present = curve.present(recipe)
-        middle = list(points)[len(points) // 2]
-        reference = middle if present is None else min(at, key=lambda name: abs(at[name] - present))
-        return Table(curve.axis.split(",")[0].capitalize(), reference, points, curve.axis, at)
+        return _curve(recipe, what)
     names = [name.strip() for name in what.split(",") if name.strip()]
     unknown = [name for name in names if name not in known(recipe)]
     if unknown or not names:
@@ -225,6 +214,32 @@ def table(recipe: Recipe, what: str, *, n_subjects: int | None = None, names: Se
         )
     chosen = dict.fromkeys([REFERENCE, *names])
     return Table("Variants", REFERENCE, {name: known(recipe)[name] for name in chosen})
+
+
+def _subjects(recipe: Recipe, n_subjects: int | None, names: Sequence[str]) -> Table:
+    """Collect the points of the curve over subjects: the first 1, 2, 4 ... and all."""
+    if n_subjects is None or n_subjects < 2:
+        raise ValueError(f"The curve over subjects needs at least 2 subjects, got {n_subjects}.")
+    numbers = [2**k for k in range(n_subjects.bit_length()) if 2**k < n_subjects] + [n_subjects]
+    first = recipe.subjects == "all" or recipe.subjects.startswith("first:")
+    spec = {n: f"first:{n}" if first else ",".join(str(subjects.number(name)) for name in names[:n]) for n in numbers}
+    points = {f"subjects-{n}": Variant(f"the first {n} of {n_subjects}", (f"subjects={spec[n]}",)) for n in numbers}
+    at = dict(zip(points, map(float, numbers), strict=True))
+    return Table("Number of subjects", f"subjects-{n_subjects}", points, "subjects", at)
+
+
+def _curve(recipe: Recipe, what: str) -> Table:
+    """Collect the points of a curve; the reference is the nearest to what the recipe has, or the middle one."""
+    curve = CURVES[what]
+    quantity, _, unit = curve.axis.partition(", ")
+    points = {
+        f"{what}-{value:g}": Variant(f"{quantity}: {value:g} {unit}".rstrip(), curve.setting(recipe, value)) for value in curve.values
+    }
+    at = dict(zip(points, curve.values, strict=True))
+    present = curve.present(recipe)
+    middle = list(points)[len(points) // 2]
+    reference = middle if present is None else min(at, key=lambda name: abs(at[name] - present))
+    return Table(quantity.capitalize(), reference, points, curve.axis, at)
 
 
 def run(
@@ -261,11 +276,7 @@ def run(
         If the reference cannot be run, or nothing else can.
     """
     processes.start()
-    names: list[str] = []
-    if what == "subjects":
-        dataset = flow.load_dataset(recipe, root)
-        chosen = flow.select_subjects(dataset.recordings(), recipe.subjects, published=dataset.published)
-        names = sorted({recording.subject for recording in chosen})
+    names = _chosen_subjects(recipe, root) if what == "subjects" else []
     plan = table(recipe, what, n_subjects=len(names), names=names)
     out = Path(out)
     failed: dict[str, str] = {}
@@ -278,10 +289,7 @@ def run(
             if rows is not None and name != plan.reference:
                 one = dataclasses.replace(one, rows=tuple(rows))
             one = dataclasses.replace(one, title=f"{recipe.title} ({variant.meaning})")
-            here = out / name
-            finished = processes.alone(lambda one=one, here=here: _finished(one, here, root, source))  # type: ignore[misc]
-            if not processes.from_first([bool(finished)])[0]:
-                flow.run(one, root=root, out=here, cache=cache, source=source, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
+            _run_one(one, root=root, out=out / name, cache=cache, source=source, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
         except processes.Lost:
             raise  # says nothing of the variant
         except (ValueError, RuntimeError, OSError) as error:
@@ -294,7 +302,28 @@ def run(
             processes.end_together(error)
         else:
             processes.end_together(None)
-    result = report.ladder(
+    result = _compare(recipe, what, plan, out, failed)
+    processes.alone(lambda: report.write_ladder(result, out))
+    return result
+
+
+def _chosen_subjects(recipe: Recipe, root: str | os.PathLike | None) -> list[str]:
+    """Name the subjects that a recipe takes, in their order."""
+    dataset = flow.load_dataset(recipe, root)
+    chosen = flow.select_subjects(dataset.recordings(), recipe.subjects, published=dataset.published)
+    return sorted({recording.subject for recording in chosen})
+
+
+def _run_one(recipe: Recipe, *, root: str | os.PathLike | None, out: Path, source: str, **options: Any) -> None:
+    """Run one variant unless its folder holds the finished run; all processes do what the first one finds."""
+    finished = processes.alone(lambda: _finished(recipe, out, root, source))
+    if not processes.from_first([bool(finished)])[0]:
+        flow.run(recipe, root=root, out=out, source=source, **options)
+
+
+def _compare(recipe: Recipe, what: str, plan: Table, out: Path, failed: Mapping[str, str]) -> report.Ladder:
+    """Put the runs of a table side by side, the published numbers beside them."""
+    return report.ladder(
         {name: out / name for name in plan.variants if name not in failed},
         reference=plan.reference,
         title=f"{plan.title}: {recipe.title}",
@@ -306,8 +335,6 @@ def run(
         source=SOURCES.get(what, ""),
         chance=None if plan.axis else "random",
     )
-    processes.alone(lambda: report.write_ladder(result, out))
-    return result
 
 
 def _finished(recipe: Recipe, out: Path, root: str | os.PathLike | None, source: str) -> bool:

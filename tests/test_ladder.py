@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import asdict, replace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.stats import wilcoxon
 from test_report import parse
 from tiny_runs import tiny
 
-from brainspeech import evaluate, flow, report, segments, statistics
+from brainspeech import evaluate, flow, report, segments, statistics, variants
 from brainspeech.evaluate import EvaluateConfig
 from brainspeech.figures import ladder as drawing
 from brainspeech.prediction import TestSet
@@ -67,6 +68,11 @@ def leave(folder, seeds, *, valid=None, kept=True, recipe=None, n_subjects=None,
     if kept:
         report.save_ranks(folder, scores, test)
     return folder
+
+
+def flat(text):
+    """Undo the breaking of lines."""
+    return " ".join(text.split())
 
 
 def many(tmp_path):
@@ -125,6 +131,88 @@ def test_the_blocks_are_swapped_as_in_a_comparison(tmp_path):
     assert [made["no_depth"]["difference"][key] for key in ("value", "low", "high")] == [compared[key] for key in ("value", "low", "high")]
 
 
+def test_rows_with_identical_ranks_are_said_to_be_one_result(tmp_path):
+    seeds = {
+        "full": [[5, 6], [7, 3]],
+        "same": [[5, 6], [7, 3]],
+        "near": [[5, 6], [7, 2]],
+        "swapped": [[7, 3], [5, 6]],
+        "near_too": [[5, 6], [7, 2]],
+    }
+    runs = {name: leave(tmp_path / name, values) for name, values in seeds.items()}
+    runs["unknown"] = leave(tmp_path / "unknown", seeds["full"], kept=False)
+    kept = report.load_ranks(runs["same"])
+    order = np.random.default_rng(0).permutation(len(kept.windows))  # the order of windows says nothing
+    rows = {f"row {name}": ranks[:, order] for name, ranks in kept.rows.items()}
+    others = {"windows": kept.windows[order], "subjects": kept.subjects[order], "blocks": kept.blocks[order], "candidates": kept.candidates}
+    np.savez(runs["same"] / "ranks.npz", **rows, **others)
+    made = report.ladder(runs, reference="full", **QUICK)
+    assert made.identical == (("full", "same"), ("near", "near_too"))
+    assert (made["same"]["difference"]["value"], made["same"]["subjects_test"]["p"], made["same"]["blocks_test"]["p"]) == (0, 1, 1)
+    report.write_ladder(made, tmp_path / "out")
+    _, words = parse((tmp_path / "out" / "ladder.html").read_text())
+    for said in (words, flat((tmp_path / "out" / "ladder.md").read_text()), flat(report.ladder_table(made))):
+        assert "Identical ranks in every window: full, same; what sets these rows apart changes nothing here" in said
+        assert "Identical ranks in every window: near, near too;" in said
+    alone = report.ladder({name: runs[name] for name in ("full", "near")}, reference="full", **QUICK)
+    assert alone.identical == ()
+    assert "Identical ranks" not in report.ladder_table(alone)
+
+
+def test_the_names_lead_to_the_reports_wherever_the_folder_is(tmp_path):
+    place = tmp_path / "table"
+    runs = {name: leave(place / name, [[5, 6], [7, 3]]) for name in ("full", "lag:1 <b>", "unread")}
+    for name in ("full", "lag:1 <b>"):
+        (runs[name] / "report.html").write_text(name)
+    report.write_ladder(report.ladder(runs | {"broken": place / "broken"}, reference="full", chance="random", **QUICK), place)
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    place.rename(moved)
+    page, words = parse((moved / "ladder.html").read_text())
+    links = [unquote(link) for link in page.references if not link.startswith(("#", "data:"))]
+    assert {(moved / link).read_text() for link in links} == {"full", "lag:1 <b>"}
+    assert all(not re.match(r"[a-z]+:|/", link) for link in page.references if "report" in link)
+    assert "The name of a variant leads to its report" in words
+    assert "[full](full/report.html): Top-2:" in (moved / "ladder.md").read_text()
+
+
+def test_the_paper_s_names_fit_a_terminal_and_nothing_is_dropped(tmp_path):
+    made = many(tmp_path)
+    full, other = made["full"], made["no_depth"]
+    wide = {"value": 0.663, "low": 0.611, "high": 0.712, "sd": 0.114, "seeds": [0.6, 0.7]}
+    accuracy = {"accuracy": {"top2": wide, "top1": wide}, "published": {"value": 0.661, "sd": 0.021}, "validation": {"value": 0.5}}
+    tested = {
+        "difference": {"value": -0.244, "low": -0.301, "high": -0.187, "fit_error": 0.003, "beyond_fits": True},
+        "subjects_test": other["subjects_test"] | {"p": 0.00012, "holm": 0.0013, "better": 12, "worse": 10, "equal": 5, "n": 27},
+    }
+    rows = [full | accuracy, *(other | accuracy | tested | {"name": name} for name in variants.ABLATIONS)]
+    made = replace(made, reference="full", rows=tuple(rows), chosen="no_spatial_attention")
+    text = report.ladder_table(made)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "-24.4 [-30.1, -18.7]" in text
+    assert "12/10/5" in text
+    assert "Tests over 27 subjects and 3 blocks." in text
+    assert "All rows: 12 candidates, so chance is 16.7 % (top-2) and 8.3 % (top-1)." in text
+    rows[1] = rows[1] | {"n_candidates": 24, "chance": {"top2": 2 / 24, "top1": 1 / 24}}
+    text = report.ladder_table(replace(made, rows=tuple(rows)))
+    assert "All rows" not in text
+    assert "8.3 (24)" in text
+    assert "chance: k / N" in text
+
+
+def test_what_else_was_fitted_makes_no_variant(tmp_path):
+    constants = {"rows": ["encoder", "ridge"], "target_encoder": None, "model": {"options": {}}}
+    changed = constants | {"rows": ["encoder"], "target_encoder": {"name": "deep_mel", "options": {}}}
+    runs = {
+        "full": leave(tmp_path / "full", [[5, 5]], recipe=constants),
+        "alike": leave(tmp_path / "alike", [[5, 5]], recipe=constants | {"rows": ["encoder"]}),
+        "joint": leave(tmp_path / "joint", [[5, 5]], recipe=changed),
+    }
+    made = report.ladder(runs, reference="full", **QUICK)
+    assert made["joint"]["changes"] == {"target_encoder.name": ["-", "deep_mel"]}
+    assert any(text.startswith("No constant of alike differs") for text in made.warnings)
+
+
 def test_no_variant_is_dropped(tmp_path):
     made = many(tmp_path)
     assert "does not exist" in made["broken"]["missing"]
@@ -133,8 +221,8 @@ def test_no_variant_is_dropped(tmp_path):
     assert "the ranks of l were not kept" in made["lost"]["difference"]["why"]
     assert made["lost"]["accuracy"]["top2"]["value"] == 0.5
     text = report.ladder_table(made)
-    assert "nan has no result: the loss is not finite" in text
-    assert "not compared: lost: the ranks of l were not kept" in text
+    assert "nan has no result: the loss is not finite" in flat(text)
+    assert "not compared: lost: the ranks of l were not kept" in flat(text)
     assert any(line.split()[:3] == ["broken", "no", "result"] for line in text.splitlines())
 
 
@@ -182,7 +270,7 @@ def test_other_windows_are_not_compared_and_uneven_numbers_are_said(tmp_path):
     assert "Numbers of seeds differ, 1 (two, alike), 2 (three)" in said
     assert "Numbers of subjects differ, 2 (two, alike), 3 (three)" in said
     assert "No constant of alike differs from those of two" in said
-    assert "The signed-rank test over 2 subjects cannot give p below 0.5, and after Holm's correction for 1 row" in said
+    assert "The signed-rank test over 2 subjects cannot give p below 0.5, nor, after Holm's correction for 1 row, below 0.5" in said
     assert "here top-2 is the widest" in said
     assert (made["alike"]["difference"]["value"], made["alike"]["subjects_test"]["p"]) == (0, 1)
     assert made["alike"]["subjects_test"]["equal"] == 2
@@ -200,8 +288,8 @@ def test_a_difference_within_the_luck_of_the_fits_is_named(tmp_path):
     made = report.ladder(runs, reference="full", **QUICK)
     assert made["wide"]["subjects_test"]["holm"] == pytest.approx(3 * 2 / 2**7)
     assert not made["wide"]["difference"]["beyond_fits"]
-    text = report.ladder_table(made)
-    assert "3 differ (p < 0.05 over subjects, Holm); below: none; above: wide, full again." in text
+    text = flat(report.ladder_table(made))
+    assert "3 differ (p < 0.05 over subjects, after Holm's correction); below: none; above: wide, full again." in text
     assert "Within twice the standard error over seeds, so perhaps the luck of the fits: wide, none, full again." in text
     assert report.draw_ladder(made)[0].title == "No variant differs clearly from full"
 
@@ -320,10 +408,11 @@ def test_the_ladder_is_written_whole(tmp_path):
     for said in (words, markdown, report.ladder_table(made)):
         assert f"{100 * made['no_depth']['difference']['value']:+.1f}" in said
         assert "the loss is not finite" in said
-        assert "Of 2 variants compared with it, 1 differ" in said
+        assert "Of 2 variants compared with it, 1 differs" in flat(said)
         assert f"{made['no_depth']['subjects_test']['holm']:.3f}" in said
     for said in (words, markdown):
-        assert "twice the channels" in said
+        assert "Twice the channels." in said
+        assert f"{100 * made['full']['accuracy']['top2']['seeds'][1]:.1f} % (seed" in said
         assert "A <title>" in said
         assert re.search(r"no depth[ |]*model\.depth[ |]*2[ |]*0", said)
     assert json.loads((tmp_path / "out" / "ladder.json").read_text()) == evaluate.plain(asdict(made))
@@ -336,7 +425,7 @@ def test_the_published_stand_beside_and_name_their_source(tmp_path):
     made = many(tmp_path)
     rows = [row | {"published": {"value": 0.257, "sd": 0.029}} if row["name"] == "full" else row for row in made.rows]
     rows = [row if row["missing"] else row | {"accuracy": {"top10": row["accuracy"]["top2"]}, "chance": {"top10": 0.2}} for row in rows]
-    text = report.ladder_table(replace(made, k=10, ks=(10,), rows=tuple(rows), source="Table 2, Brennan"))
+    text = flat(report.ladder_table(replace(made, k=10, ks=(10,), rows=tuple(rows), source="Table 2, Brennan")))
     assert "25.7 ± 2.9" in text
     assert "Published: Table 2, Brennan." in text
 

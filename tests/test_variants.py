@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from tiny_runs import tiny
@@ -41,6 +42,7 @@ def test_a_curve_changes_one_constant_and_compares_with_the_value_that_the_recip
     assert [variants.apply(base, v).batches.lag for v in lag.variants.values()] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
     window = variants.table(base, "window")
     assert window.reference == "window-3"
+    assert [window.variants["window-5"].meaning, lag.variants["lag-50"].meaning] == ["window: 5 s", "lag: 50 ms"]
     assert variants.apply(base, window.variants["window-5"]).segments.tmax == 4.5
     assert list(variants.table(base, "subjects", n_subjects=11).values.values()) == [1, 2, 4, 8, 11]
     assert variants.apply(base, variants.table(base, "subjects", n_subjects=11).variants["subjects-4"]).subjects == "first:4"
@@ -84,6 +86,10 @@ def test_a_table_runs_lists_what_failed_and_does_not_run_twice(tmp_path, capsys)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "table").glob("*/report.json")}
     assert variants.run(base, "no_clamp,broken", **given) == first
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    said = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text().partition("## A run folder")[2]
+    assert {
+        path.name for path in (tmp_path / "table" / "reference").iterdir() if f"`{path.name}{'/' * path.is_dir()}`" not in said
+    } == set()
     with pytest.raises(RuntimeError, match="reference of the table, reference, cannot be run"):
         variants.run(
             recipe.change(base, ["feature.name=mel", "segments.test_ratio=0"]), "no_clamp", **(given | {"out": tmp_path / "other"})

@@ -8,7 +8,8 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .files import Ranks, load, load_ranks, put
 from .page import document, itemise, show, tabulate
 from .words import many, markdown_table, plain_table, say_entry, say_p
 
+TERMINAL = 100  # columns
 METHOD = (
     "Difference of the leading row's accuracy from the first run, in percentage points, on the same windows and candidates; interval by "
     "the two-way bootstrap over subjects x blocks; p two-sided, the two runs swapped at random in each block, all "
@@ -83,29 +85,12 @@ def compare(runs: Sequence[str | os.PathLike], *, n_permutations: int = 10_000, 
         raise ValueError(f"Each run can stand in a comparison once, got {', '.join(map(str, folders))}.")
     reports = [load(folder) for folder in folders]
     ranks = [load_ranks(folder) for folder in folders]
-    shared = set.intersection(*({int(k[3:]) for k in r.chance if k.startswith("top")} for r in reports))
-    if not shared:
-        raise ValueError("The runs share no k of top-k. Evaluate them with the same evaluate.topk.")
-    k = max([k for k in shared if k < min(r.n_candidates for r in reports)], default=min(shared))
-    names = _names(folders)
-    described = tuple(
-        {
-            "name": name,
-            "folder": str(folder),
-            "title": report.title,
-            "lead": report.curves["lead"],
-            **{key: getattr(report, key) for key in ("n_windows", "n_candidates", "subjects", "blocks")},
-            "seeds": list(report.seeds),
-            "chance": report.chance[f"top{k}"],
-            "alarms": report.alarms,
-        }
-        for name, folder, report in zip(names, folders, reports, strict=True)
-    )
+    _, k = shared_ks(reports)
     leads = [report.curves["lead"] for report in reports]
     first = (ranks[0], leads[0])
     options = {"n_permutations": n_permutations, "n_bootstrap": n_bootstrap, "seed": seed}
     return Comparison(
-        runs=described,
+        runs=tuple(_describe(*run, k) for run in zip(_names(folders), folders, reports, strict=True)),
         k=k,
         rows={
             row: [r.rows[row][f"top{k}"] if row in r.rows else None for r in reports]
@@ -118,6 +103,36 @@ def compare(runs: Sequence[str | os.PathLike], *, n_permutations: int = 10_000, 
         seeds=tuple([] if r is None else [float(x) for x in (r.rows[lead] < k).mean(1)] for r, lead in zip(ranks, leads, strict=True)),
         constants=_differing(reports),
     )
+
+
+def shared_ks(reports: Iterable[RetrievalReport]) -> tuple[set[int], int]:
+    """Give the k that all reports have, and the widest of them that can be missed in all.
+
+    Raises
+    ------
+    ValueError
+        If they share none.
+    """
+    reports = list(reports)
+    shared = set.intersection(*({int(key[3:]) for key in r.chance if key.startswith("top")} for r in reports))
+    if not shared:
+        raise ValueError("The runs share no k of top-k. Evaluate them with the same evaluate.topk.")
+    fewest = min(r.n_candidates for r in reports)
+    return shared, max([k for k in shared if k < fewest], default=min(shared))
+
+
+def _describe(name: str, folder: Path, report: RetrievalReport, k: int) -> dict[str, Any]:
+    """Say of a run what its own report says."""
+    return {
+        "name": name,
+        "folder": str(folder),
+        "title": report.title,
+        "lead": report.curves["lead"],
+        **{key: getattr(report, key) for key in ("n_windows", "n_candidates", "subjects", "blocks")},
+        "seeds": list(report.seeds),
+        "chance": report.chance[f"top{k}"],
+        "alarms": report.alarms,
+    }
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -248,9 +263,13 @@ def _difference_cells(c: Comparison) -> tuple[list[str], list[list[str]]]:
         if "why" in d:
             body.append([run["name"], "not comparable", "-", d["why"]])
             continue
-        limits = "" if d["low"] is None else f" [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
-        body.append([run["name"], f"{100 * d['value']:+.1f}{limits}", say_p(d["p"]).removeprefix("p = "), d["units"]])
+        body.append([run["name"], say_difference(d), say_p(d["p"]).removeprefix("p = "), d["units"]])
     return ["run", f"minus {c.runs[0]['name']}", "p", "swapped"], body
+
+
+def say_difference(d: Mapping[str, Any]) -> str:
+    """Write a difference in percentage points with its interval: ``-1.2 [-3.0, +0.5]``."""
+    return f"{100 * d['value']:+.1f}" + ("" if d["low"] is None else f" [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
 
 
 def _seed_cells(c: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -290,7 +309,16 @@ def comparison_table(c: Comparison) -> str:
     lines += ["", *plain_table(header, body)] if body else []
     if c.constants:
         lines += ["", *plain_table(["constant", *(run["name"] for run in c.runs)], [[n, *v] for n, v in c.constants.items()])]
-    return "\n".join([*lines, "", METHOD])
+    return "\n".join([*lines, "", *wrap([METHOD])])
+
+
+def wrap(sentences: Iterable[str]) -> list[str]:
+    """Break sentences into lines that fit a terminal; names and paths stay whole."""
+    return [
+        line
+        for sentence in sentences
+        for line in textwrap.wrap(sentence, TERMINAL, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    ]
 
 
 def draw_comparison(c: Comparison) -> list[Picture]:
@@ -301,17 +329,23 @@ def draw_comparison(c: Comparison) -> list[Picture]:
 
 def write_comparison(c: Comparison, folder: str | os.PathLike) -> list[Path]:
     """Write comparison.json, comparison.md, comparison.html and the figure into a folder; each file appears whole or not at all."""
-    folder = Path(folder)
     pictures = draw_comparison(c)
+    return write_pages(
+        Path(folder), "comparison", values=asdict(c), markdown=_markdown(c, pictures), page=_page(c, pictures), pictures=pictures
+    )
+
+
+def write_pages(folder: Path, name: str, *, values: Mapping[str, Any], markdown: str, page: str, pictures: Sequence[Picture]) -> list[Path]:
+    """Write NAME.json, NAME.md, NAME.html and the figures into a folder; each file appears whole or not at all."""
     files = {
-        "comparison.json": (json.dumps(plain(asdict(c)), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
-        "comparison.md": _markdown(c, pictures).encode(),
-        "comparison.html": _page(c, pictures).encode(),
+        f"{name}.json": (json.dumps(plain(values), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
+        f"{name}.md": markdown.encode(),
+        f"{name}.html": page.encode(),
         **{f"figures/{picture.name}.png": picture.png for picture in pictures},
     }
-    for name, content in files.items():
-        put(folder / name, content)
-    return [folder / name for name in files]
+    for path, content in files.items():
+        put(folder / path, content)
+    return [folder / path for path in files]
 
 
 def _leading(c: Comparison) -> list[dict[str, Any]]:

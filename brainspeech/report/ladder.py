@@ -16,15 +16,15 @@ from brainspeech.evaluate import RetrievalReport
 from brainspeech.figures import label
 from brainspeech.listing import some
 
-from .comparison import constants
+from .comparison import constants, shared_ks
 from .files import load
 from .ladder_choice import VALID_K, choose, validation
-from .ladder_tests import add_seeds, compare_all, read_ranks
+from .ladder_tests import add_seeds, compare_all, identical, read_ranks
 from .words import many
 
 LEVEL = 0.05
-FEW_SUBJECTS = 6  # 2^-4 is the smallest p of five subjects: none of them can show anything at 5 %
-NOT_A_VARIANT = ("title", "name")  # constants that say nothing of what is computed
+NOT_A_VARIANT = ("title", "name", "rows")  # constants that say nothing of how a row is computed: rows names what else was fitted
+UNSET = ("-", "{}")  # an option that is not given, and no options
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Ladder:
         What validation chooses, or why it does not, in a sentence.
     compared : int
         Rows that were tested: the number that Holm's correction is for.
+    identical : tuple of tuple of str
+        Variants whose ranks are the same in every window, group by group.
     source : str
         Where the published numbers stand.
     warnings : tuple of str
@@ -71,6 +73,7 @@ class Ladder:
     chosen: str | None
     choice: str
     compared: int
+    identical: tuple[tuple[str, ...], ...]
     source: str
     warnings: tuple[str, ...]
 
@@ -148,7 +151,8 @@ def ladder(
     if axis is not None and values is not None:
         order.sort(key=lambda name: values[name])
     reports, missing = _read(order, folders, failed, row)
-    ks, k = _shared_ks(reports)
+    shared, k = shared_ks(reports.values())
+    ks = tuple(sorted({min(shared), k}, reverse=True))
     rows = [
         _describe(name, reports.get(name), missing.get(name), folders.get(name), row=row, ks=ks)
         | {
@@ -163,12 +167,13 @@ def ladder(
     for entry in rows:
         add_seeds(entry, ranks.get(entry["name"]), ks)
     compared = compare_all(rows, ranks, reference, k, n_permutations=n_permutations, n_bootstrap=n_bootstrap, seed=seed)
+    same = identical(rows, ranks)
     chosen, choice = choose(rows, reference)
     said = _warnings(rows, reports, reference, compared, k)
     if chance is not None:
         rows.insert(0, _chance_row(chance, next(r for r in rows if r["name"] == reference), ks, names, published))
     said += _unmet(rows, published, k)
-    return Ladder(title, reference, k, ks, tuple(rows), axis, chosen, choice, compared, source, tuple(said))
+    return Ladder(title, reference, k, ks, tuple(rows), axis, chosen, choice, compared, same, source, tuple(said))
 
 
 def _check(
@@ -229,16 +234,6 @@ def _read(
     return reports, missing
 
 
-def _shared_ks(reports: Mapping[str, RetrievalReport]) -> tuple[tuple[int, ...], int]:
-    """Give the k that all reports have, and the widest of them that can be missed in all."""
-    shared = set.intersection(*({int(key[3:]) for key in r.chance if key.startswith("top")} for r in reports.values()))
-    if not shared:
-        raise ValueError("The variants share no k of top-k. Evaluate them with the same evaluate.topk.")
-    fewest = min(r.n_candidates for r in reports.values())
-    k = max([k for k in shared if k < fewest], default=min(shared))
-    return tuple(sorted({min(shared), k}, reverse=True)), k
-
-
 # ---------------------------------------------------------------------------------------------------------------------- one variant
 
 
@@ -278,7 +273,7 @@ def _chance_row(
     """Make the row that needs no fit: k / N of the reference's candidates."""
     n = reference["n_candidates"]
     out = dict.fromkeys(reference) | {"name": name, "kind": "chance", "alarms": [], "changes": {}, "published": _published(published, name)}
-    out["sentence"] = (names or {}).get(name, "guessing: k / N, without a fit")
+    out["sentence"] = (names or {}).get(name, "guessing among all candidates, without a fit")
     if n is None:
         return out | {"missing": "the number of candidates is not known without the reference"}
     guesses = {f"top{k}": retrieval.chance(k, n) for k in ks}
@@ -299,19 +294,21 @@ def _changes(reference: RetrievalReport | None, report: RetrievalReport | None) 
     if reference is None or report is None or reference is report:
         return {}
     here, there = constants(reference), constants(report)
-    both = {name: [here.get(name, "-"), there.get(name, "-")] for name in {**here, **there} if name not in NOT_A_VARIANT}
-    return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
+    names = [name for name in {**here, **there} if name not in NOT_A_VARIANT]
+    both = {name: [here.get(name, UNSET[0]), there.get(name, UNSET[0])] for name in names}
+    return {
+        name: pair
+        for name, pair in both.items()
+        # target_encoder is null in the one and has parts in the other: the parts are listed
+        if pair[0] != pair[1] and not set(pair) <= set(UNSET) and not any(other.startswith(f"{name}.") for other in names)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------- what a reader has to know
 
 
 def _warnings(
-    rows: Sequence[Mapping[str, Any]],
-    reports: Mapping[str, RetrievalReport],
-    reference: str,
-    compared: int,
-    k: int,
+    rows: Sequence[Mapping[str, Any]], reports: Mapping[str, RetrievalReport], reference: str, compared: int, k: int
 ) -> list[str]:
     """Say what a reader of the table has to know."""
     there = [row for row in rows if not row["missing"]]
@@ -324,27 +321,35 @@ def _warnings(
         out.append(
             "One seed each is the luck of one fit: it has no standard deviation, and no test here knows of it. Run more (--seeds 3)."
         )
-    few = sorted({row["subjects_test"]["n"] for row in there if row["subjects_test"]})
-    for n in few:
-        smallest = statistics.smallest_signed_rank_p(n)
-        if n < FEW_SUBJECTS or min(1.0, compared * smallest) > LEVEL:
-            out.append(
-                f"The signed-rank test over {many(n, 'subject')} cannot give p below {smallest:.2g}, and after Holm's correction for "
-                f"{many(compared, 'row')} the smallest of them not below {min(1.0, compared * smallest):.2g}."
-            )
-    same = [
-        label(row["name"])
-        for row in there
-        if row["name"] != reference and reference in reports and not row["changes"] and _has_recipe(reports, row)
-    ]
-    if same:
-        out.append(f"No constant of {', '.join(same)} differs from those of {label(reference)}: is it a variant?")
-    lost = [row["name"] for row in there if row["accuracy"][f"top{k}"]["seeds"] == []]
+    out += _hopeless(there, compared)
+    out += _unchanged(there, reports, reference)
+    lost = [label(row["name"]) for row in there if row["accuracy"][f"top{k}"]["seeds"] == []]
     if lost:
-        out.append(
-            f"The ranks of {', '.join(map(label, lost))} were not kept: there is no standard deviation over seeds and no test for them."
-        )
+        out.append(f"The ranks of {', '.join(lost)} were not kept: there is no standard deviation over seeds and no test for them.")
     return out
+
+
+def _hopeless(there: Sequence[Mapping[str, Any]], compared: int) -> list[str]:
+    """Say where so few subjects were tested, or so many rows, that no p can be small."""
+    out = []
+    for n in sorted({row["subjects_test"]["n"] for row in there if row["subjects_test"]}):
+        smallest = statistics.smallest_signed_rank_p(n)
+        corrected = min(1.0, compared * smallest)
+        if corrected > LEVEL:
+            out.append(
+                f"The signed-rank test over {many(n, 'subject')} cannot give p below {smallest:.2g}, nor, after Holm's correction for "
+                f"{many(compared, 'row')}, below {corrected:.2g}: no row here can come below {LEVEL:g}, whatever its difference."
+            )
+    return out
+
+
+def _unchanged(there: Sequence[Mapping[str, Any]], reports: Mapping[str, RetrievalReport], reference: str) -> list[str]:
+    """Name the variants that were run with the constants of the reference."""
+    if reference not in reports:
+        return []
+    others = [row for row in there if row["name"] != reference and reports[row["name"]].provenance.get("recipe")]
+    same = [label(row["name"]) for row in others if not row["changes"]]
+    return [f"No constant of {', '.join(same)} differs from those of {label(reference)}: is it a variant?"] if same else []
 
 
 def _unmet(rows: Sequence[Mapping[str, Any]], published: Mapping[str, float | Sequence[float]] | None, k: int) -> list[str]:
@@ -354,10 +359,6 @@ def _unmet(rows: Sequence[Mapping[str, Any]], published: Mapping[str, float | Se
     there = {row["name"] for row in rows}
     unmet = [label(name) for name in published or {} if name not in there]
     return [f"Published, but no variant of this table: {', '.join(unmet)}."] if unmet else []
-
-
-def _has_recipe(reports: Mapping[str, RetrievalReport], row: Mapping[str, Any]) -> bool:
-    return bool(reports[row["name"]].provenance.get("recipe"))
 
 
 def _uneven(rows: Sequence[Mapping[str, Any]], noun: str, count: Callable[[Mapping[str, Any]], int], so: str) -> list[str]:

@@ -57,18 +57,14 @@ def choose(rows: Sequence[Mapping[str, Any]], reference: str) -> tuple[str | Non
     same = [row for row in known if ours and row["validation"]["windows"] == ours["validation"]["windows"]]
     other = [label(row["name"]) for row in known if row not in same]
     left = f" Not asked, since their fits kept no validation accuracy: {', '.join(silent)}." if silent else ""
-    left += (
-        f" Not asked, since their validation windows are others than those of {label(same[0]['name'])}: {', '.join(other)}."
-        if other
-        else ""
-    )
+    if other:
+        left += f" Not asked, since their validation windows are others than those of {label(same[0]['name'])}: {', '.join(other)}."
     if len(same) < 2:
         return None, "Validation cannot choose: fewer than two variants have an accuracy on the same validation windows." + left
     best = max(row["validation"]["value"] for row in same)
-    equal = [label(row["name"]) for row in same if row["validation"]["value"] == best]
-    chosen = next(row["name"] for row in same if row["validation"]["value"] == best)
-    text = f"Validation chooses {equal[0]}: top-{VALID_K} {100 * best:.1f} % on the validation split"
-    text += f", as do {', '.join(equal[1:])} (the first in the table is taken)" if len(equal) > 1 else ""
+    equal = [row["name"] for row in same if row["validation"]["value"] == best]
+    text = f"Validation chooses {label(equal[0])}: top-{VALID_K} {100 * best:.1f} % on the validation split"
+    text += f", the same as {', '.join(map(label, equal[1:]))}; the first in the table is taken" if len(equal) > 1 else ""
     if same[0]["validation"]["windows"] is None:
         text += "; the runs did not keep their segments, so that these are the same windows is taken on trust"
-    return chosen, f"{text}.{left}"
+    return equal[0], f"{text}.{left}"

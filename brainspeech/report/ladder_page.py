@@ -3,61 +3,80 @@
 from __future__ import annotations
 
 import html
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 from brainspeech import figures
-from brainspeech.evaluate import plain
 from brainspeech.figures import Picture, label, percent
 
-from .files import put
+from .comparison import say_difference, wrap, write_pages
 from .ladder import LEVEL, Ladder
 from .ladder_choice import VALID_K
 from .page import document, itemise, show, tabulate
 from .words import NOTHING, many, markdown_table, plain_table, say_entry, say_p
 
+HOLM = "p (Holm)"
 METHODS = {
-    "Accuracies": "Means over all test windows and all seeds; in brackets the two-way bootstrap interval over subjects x blocks of the "
-    "run's own report, which takes the fits as they are; sd is over seeds.",
-    "Differences": "On the same windows and candidates, in percentage points; interval by the two-way bootstrap over subjects x blocks. "
-    "The standard error over seeds, of the two rows' means, is what the luck of the fits alone would do.",
-    "p, subjects": "Two-sided Wilcoxon signed-rank test of the subjects' accuracies, each averaged over seeds: about other listeners to "
-    "these stimuli. All subjects share the same few fits, so a lucky fit looks like a difference in all of them: a difference within twice "
-    "the standard error over seeds is named.",
-    "p, blocks": "Two-sided, the two runs swapped at random in each block of the test split, all subjects together: about other stimuli "
+    "top-k": "How often the segment that was heard is among the k candidates nearest to the estimate, over all test windows and all seeds; "
+    "in brackets the two-way bootstrap interval over subjects x blocks of the run's own report, which takes the fits as they are.",
+    "sd": "Standard deviation of that accuracy over seeds, in percentage points.",
+    "minus": "Difference from the row that is named, in percentage points, on the same windows and candidates; in brackets the two-way "
+    "bootstrap interval over subjects x blocks.",
+    "se": "Standard error of the difference over seeds, in percentage points: what the luck of the fits alone would do.",
+    "more/less/same": "In how many subjects the accuracy is higher than, lower than and the same as in the row that is compared with.",
+    "p subjects": "Two-sided Wilcoxon signed-rank test of the subjects' accuracies, each averaged over seeds: about other listeners to "
+    "these stimuli. All subjects share the same few fits, so a lucky fit looks like a difference in all of them: a row that differs, but "
+    "by less than twice se, is named at the top.",
+    "p blocks": "Two-sided, the two runs swapped at random in each block of the test split, all subjects together: about other stimuli "
     "for these listeners.",
-    "Holm": "Corrected for the number of rows that were tested (Holm 1979), each test for itself.",
-    "Validation": f"Top-{VALID_K} accuracy on the validation split, among its own candidates, at the epoch that was kept (the lowest "
+    "Holm": "The p before it, corrected for the number of rows that were tested (Holm 1979).",
+    "chance": "k / N, in brackets N, the number of candidates.",
+    "validation": f"Top-{VALID_K} accuracy on the validation split, among its own candidates, at the epoch that was kept (the lowest "
     "validation loss), mean over seeds and folds. A lag, a temperature or a variant is chosen by this column, never by the test split.",
 }
 
 
 def ladder_table(ladder: Ladder) -> str:
-    """Lay out the ladder as plain text, warnings first."""
-    lines = [f"WARNING: {alarm}" for alarm in ladder.alarms]
-    lines += [_headline(ladder), ladder.choice, "", *plain_table(*main_cells(ladder)), "", *plain_table(*test_cells(ladder))]
-    lines += [f"not compared: {text}" for text in _not_compared(ladder)]
-    lines += ["", *(f"{name}: {text}" for name, text in METHODS.items())]
-    return "\n".join([*lines, *(f"note: {text}" for text in _notes(ladder))])
+    """Lay out the ladder as plain text for a terminal, warnings first."""
+    header, body = test_cells(ladder)
+    tested = {header[1], HOLM} if body else set()  # what the table of tests says, a few lines below
+    sentences = [*(f"WARNING: {alarm}" for alarm in ladder.alarms), _headline(ladder), ladder.choice, *_identical(ladder)]
+    parts = [
+        wrap(sentences),
+        plain_table(*_without(*main_cells(ladder), tested)),
+        wrap(_same_candidates(ladder)),
+        plain_table(header, body) if body else [],
+        wrap([*_tested(ladder), *(f"not compared: {text}" for text in _not_compared(ladder))]),
+        wrap(f"{name}: {text}" for name, text in _methods(ladder)),
+        wrap(f"note: {text}" for text in _notes(ladder)),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def _without(header: Sequence[str], body: Sequence[Sequence[str]], names: Container[str]) -> tuple[list[str], list[list[str]]]:
+    """Leave columns out of a table."""
+    kept = [i for i, name in enumerate(header) if name not in names]
+    return [header[i] for i in kept], [[cells[i] for i in kept] for cells in body]
 
 
 def write_ladder(ladder: Ladder, folder: str | os.PathLike) -> list[Path]:
     """Write ladder.json, ladder.md, ladder.html and the figures into a folder; each file appears whole or not at all."""
     folder = Path(folder)
     pictures = draw_ladder(ladder)
-    files = {
-        "ladder.json": (json.dumps(plain(asdict(ladder)), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode(),
-        "ladder.md": _markdown(ladder, pictures).encode(),
-        "ladder.html": _page(ladder, pictures).encode(),
-        **{f"figures/{picture.name}.png": picture.png for picture in pictures},
-    }
-    for name, content in files.items():
-        put(folder / name, content)
-    return [folder / name for name in files]
+    links = _links(ladder, folder)
+    markdown, page = _markdown(ladder, pictures, links), _page(ladder, pictures, links)
+    return write_pages(folder, "ladder", values=asdict(ladder), markdown=markdown, page=page, pictures=pictures)
+
+
+def _links(ladder: Ladder, folder: Path) -> dict[str, str]:
+    """Give the address of each variant's report as seen from a folder, so that it holds where the folder is moved with its runs."""
+    there = {label(row["name"]): Path(row["folder"]) / "report.html" for row in ladder.rows if row["folder"] and not row["missing"]}
+    return {name: quote(Path(os.path.relpath(path, folder)).as_posix()) for name, path in there.items() if path.is_file()}
 
 
 def draw_ladder(ladder: Ladder) -> list[Picture]:
@@ -69,7 +88,10 @@ def draw_ladder(ladder: Ladder) -> list[Picture]:
 
 
 def main_cells(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
-    """Give the header and the rows of the table; columns that nothing is known of are left out."""
+    """Give the header and the rows of the table.
+
+    Columns that nothing is known of are left out, and chance and the candidates where they are the same in all rows.
+    """
     wide, *narrow = ladder.ks
     columns = {
         "variant": [label(row["name"]) for row in ladder.rows],
@@ -78,12 +100,13 @@ def main_cells(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
         "sd": [_deviation(row, wide) for row in ladder.rows],
         **{f"top-{k}, %": [_accuracy(row, k) for row in ladder.rows] for k in narrow},
         f"minus {label(ladder.reference)}": [_gain(row) for row in ladder.rows],
-        "p (Holm)": [_test(row, "subjects_test", "holm") for row in ladder.rows],
-        f"validation top-{VALID_K}, %": [_validated(ladder, row) for row in ladder.rows],
-        "candidates": [NOTHING if row["n_candidates"] is None else f"{row['n_candidates']:,}" for row in ladder.rows],
-        "chance, %": [NOTHING if row["missing"] else _points(row["chance"][f"top{wide}"]) for row in ladder.rows],
+        HOLM: [_test(row, "subjects_test", "holm") for row in ladder.rows],
+        "validation, %": [_validated(ladder, row) for row in ladder.rows],
+        "chance (N), %": [_chance(row, wide) for row in ladder.rows],
         "published, %": [_published(row) if wide == VALID_K else NOTHING for row in ladder.rows],
     }
+    if _same_candidates(ladder):
+        del columns["chance (N), %"]
     kept = {name: cells for name, cells in columns.items() if set(cells) != {NOTHING}}
     return list(kept), [list(cells) for cells in zip(*kept.values(), strict=True)]
 
@@ -92,7 +115,7 @@ def test_cells(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
     """Give the header and the rows of the table of tests."""
     body = []
     for row in ladder.rows:
-        subjects, blocks = row["subjects_test"], row["blocks_test"]
+        subjects = row["subjects_test"]
         if not subjects:
             continue
         error = row["difference"]["fit_error"]
@@ -101,18 +124,20 @@ def test_cells(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
                 label(row["name"]),
                 _gain(row),
                 NOTHING if error is None else f"{100 * error:.1f}",
-                f"{subjects['better']} / {subjects['worse']} / {subjects['equal']} of {subjects['n']}",
-                *(_test(row, "subjects_test", key) for key in ("p", "holm")),
-                f"{blocks['n']}",
-                *(_test(row, "blocks_test", key) for key in ("p", "holm")),
+                f"{subjects['better']}/{subjects['worse']}/{subjects['equal']}",
+                *(_test(row, test, key) for test in ("subjects_test", "blocks_test") for key in ("p", "holm")),
             ]
         )
-    header = ["variant", "difference, points", "standard error over seeds", "subjects better / worse / equal"]
-    return [*header, "p, subjects", "Holm", "blocks", "p, blocks", "Holm"], body
+    header = ["variant", f"minus {label(ladder.reference)}", "se", "more/less/same", "p subjects", "Holm", "p blocks", "Holm"]
+    return _without(header, body, {"se"} if all(cells[2] == NOTHING for cells in body) else ())
 
 
 def _accuracy(row: Mapping[str, Any], k: int) -> str:
     return "no result" if row["missing"] else say_entry(row["accuracy"][f"top{k}"], short=True).removesuffix(" %")
+
+
+def _chance(row: Mapping[str, Any], k: int) -> str:
+    return NOTHING if row["missing"] else f"{_points(row['chance'][f'top{k}'])} ({row['n_candidates']:,})"
 
 
 def _deviation(row: Mapping[str, Any], k: int) -> str:
@@ -124,7 +149,7 @@ def _gain(row: Mapping[str, Any]) -> str:
     d = row["difference"]
     if d is None or "why" in d:
         return NOTHING
-    return f"{100 * d['value']:+.1f}" + ("" if d["low"] is None else f" [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
+    return say_difference(d)
 
 
 def _test(row: Mapping[str, Any], test: str, key: str) -> str:
@@ -157,18 +182,51 @@ def _headline(ladder: Ladder) -> str:
     if first["missing"]:
         return f"{label(ladder.reference)}, with which the others would be compared, has no result."
     entry = first["accuracy"][key]
+    among = f"among its best {ladder.k} candidates" if ladder.k > 1 else "as its first guess"
     limits = "" if entry["low"] is None else f" (interval {percent(entry['low'])} to {percent(entry['high'])})"
-    text = f"{label(ladder.reference)}: top-{ladder.k} {percent(entry['value'])}{limits}, chance {percent(first['chance'][key])}."
+    text = f"{label(ladder.reference)} finds the segment that was heard {among}, out of {first['n_candidates']:,}, in "
+    text += f"{percent(entry['value'])} of the windows{limits}; chance is {percent(first['chance'][key])}."
     if not ladder.compared:
         return text + " No variant could be compared with it."
     tested = [row for row in ladder.rows if row["subjects_test"]]
     clear = [row for row in tested if row["subjects_test"]["holm"] < LEVEL]
     below, above = ([label(r["name"]) for r in clear if sign * r["difference"]["value"] > 0] for sign in (-1, 1))
     lucky = [label(r["name"]) for r in clear if r["difference"]["beyond_fits"] is False]
-    text += f" Of {many(ladder.compared, 'variant')} compared with it, {len(clear)} differ (p < {LEVEL:g} over subjects, Holm)"
+    differ = {0: "none differs", 1: "1 differs"}.get(len(clear), f"{len(clear)} differ")
+    text += f" Of {many(ladder.compared, 'variant')} compared with it, {differ} (p < {LEVEL:g} over subjects, after Holm's correction)"
     parts = [f"{side} {', '.join(names)}" for side, names in (("below:", below), ("above:", above)) if names]
     text += f"; {'; '.join(parts)}." if parts else "."
     return text + (f" Within twice the standard error over seeds, so perhaps the luck of the fits: {', '.join(lucky)}." if lucky else "")
+
+
+def _identical(ladder: Ladder) -> list[str]:
+    """Say which rows are one result, whose tests would be a riddle."""
+    return [
+        f"Identical ranks in every window: {', '.join(map(label, names))}; what sets these rows apart changes nothing here, so a "
+        "difference between them is exactly 0, with p = 1."
+        for names in ladder.identical
+    ]
+
+
+def _same_candidates(ladder: Ladder) -> list[str]:
+    """Say how many candidates there are and what chance is, where that is the same in all rows with a result."""
+    there = [row for row in ladder.rows if not row["missing"]]
+    if len({(row["n_candidates"], tuple(row["chance"].values())) for row in there}) > 1:
+        return []
+    chances = " and ".join(f"{percent(there[0]['chance'][f'top{k}'])} (top-{k})" for k in ladder.ks)
+    return [f"All rows: {there[0]['n_candidates']:,} candidates, so chance is {chances}."]
+
+
+def _tested(ladder: Ladder) -> list[str]:
+    """Say how many subjects and blocks the tests are over; all that is compared has the windows of the reference."""
+    tests = [(row["subjects_test"]["n"], row["blocks_test"]["n"]) for row in ladder.rows if row["subjects_test"]]
+    return [f"Tests over {many(n, 'subject')} and {many(m, 'block')}." for n, m in dict.fromkeys(tests)]
+
+
+def _methods(ladder: Ladder) -> list[tuple[str, str]]:
+    """Give what is said of each column that there is."""
+    columns = {*main_cells(ladder)[0], *test_cells(ladder)[0], "top-k"}
+    return [(name, text) for name, text in METHODS.items() if any(c == name or c.startswith((f"{name} ", f"{name},")) for c in columns)]
 
 
 def _not_compared(ladder: Ladder) -> list[str]:
@@ -193,7 +251,7 @@ def _counts(ladder: Ladder) -> str:
     """Say how much stands behind the reference's row."""
     first = ladder[ladder.reference]
     fitted = [row for row in ladder.rows if row["kind"] == "fit"]
-    text = f"{many(sum(not row['missing'] for row in fitted), 'variant')} of {len(fitted)} with a result"
+    text = f"{sum(not row['missing'] for row in fitted)} of {many(len(fitted), 'variant')} with a result"
     if first["missing"]:
         return text
     parts = [many(first[key], noun) for key, noun in (("n_windows", "test window"), ("subjects", "subject"), ("blocks", "block"))]
@@ -205,48 +263,64 @@ def _changes(ladder: Ladder) -> list[list[str]]:
     return [[label(row["name"]), constant, *pair] for row in ladder.rows for constant, pair in row["changes"].items()]
 
 
+def _seeds(ladder: Ladder, row: Mapping[str, Any]) -> str:
+    """Say what each seed reached, where there are several."""
+    each = [] if row["missing"] or row["kind"] == "chance" else row["accuracy"][f"top{ladder.k}"]["seeds"]
+    if len(each) < 2:
+        return ""
+    said = ", ".join(f"{percent(value)} (seed {seed})" for seed, value in zip(row["seeds"], each, strict=True))
+    return f"Top-{ladder.k}: {said}."
+
+
+def _meanings(ladder: Ladder) -> list[tuple[str, str]]:
+    """Say of each variant what it is, why it has no result, and what each seed reached."""
+    out = []
+    for row in ladder.rows:
+        why = f"No result: {row['missing'].removesuffix('.')}." if row["missing"] else ""
+        meaning = row["sentence"].removesuffix(".")
+        parts = [meaning[:1].upper() + meaning[1:] + "." if meaning else "", why, _seeds(ladder, row)]
+        out.append((label(row["name"]), " ".join(part for part in parts if part)))
+    return out
+
+
 BELOW = (
-    "Accuracies with their interval; sd over seeds; differences in percentage points, with their interval; p by signed ranks over "
-    "subjects, after Holm's correction. Validation: at the best epoch of each fit (the lowest validation loss), mean over seeds."
+    "Accuracies and differences with their interval; sd over seeds, in points; differences in percentage points; p by signed ranks over "
+    "subjects, after Holm's correction. What each column means is said under 'How to read the tables'."
 )
-CHANGED = ("variant", "constant", "reference", "here")
+LINKED = "The name of a variant leads to its report, which holds all of its seeds."
+CHANGED = ("variant", "constant", "in the reference", "in the variant")
+NOT_GIVEN = f"{NOTHING}: not given, so that the default holds."
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- pages
 
 
-def _markdown(ladder: Ladder, pictures: Sequence[Picture]) -> str:
+def _markdown(ladder: Ladder, pictures: Sequence[Picture], links: Mapping[str, str]) -> str:
     lines = [f"# {_title(ladder)}", "", _counts(ladder) + ".", ""]
     lines += [line for alarm in ladder.alarms for line in (f"> **Warning.** {alarm}", "")]
-    lines += [_headline(ladder), "", ladder.choice, "", *markdown_table(*main_cells(ladder)), "", BELOW, ""]
+    lines += [line for text in (_headline(ladder), ladder.choice, *_identical(ladder)) for line in (text, "")]
+    lines += [*markdown_table(*main_cells(ladder)), ""]
+    lines += [" ".join([*_same_candidates(ladder), BELOW]), ""]
     lines += [line for p in pictures for line in (f"![{p.alt}](figures/{p.name}.png)", "", p.caption, "")]
     header, body = test_cells(ladder)
-    lines += ["## Tests", "", *(markdown_table(header, body) if body else ["Nothing could be compared."]), ""]
-    lines += [f"- Not compared: {text}" for text in _not_compared(ladder)]
-    lines += ["", *(f"- {name}: {text}" for name, text in METHODS.items()), ""]
+    lines += ["## Tests", "", *(markdown_table(header, body) if body else ["Nothing could be compared."]), "", *_tested(ladder), ""]
+    lines += [*(f"- Not compared: {text}" for text in _not_compared(ladder)), ""]
+    lines += ["## How to read the tables", "", *(f"- {name}: {text}" for name, text in _methods(ladder)), ""]
     if _notes(ladder):
         lines += ["## Notes", "", *(f"- {text}" for text in _notes(ladder)), ""]
-    lines += ["## What the variants are", "", *(f"- {name}: {text}" for name, text in _meanings(ladder)), ""]
+    lines += ["## What the variants are", ""]
+    lines += [f"- {f'[{name}]({links[name]})' if name in links else name}: {text}" for name, text in _meanings(ladder)]
     changes = _changes(ladder)
-    lines += ["## What each variant changes", ""]
-    lines += markdown_table(CHANGED, changes) if changes else ["Nothing that the reports know of."]
+    lines += ["", "## What each variant changes", ""]
+    lines += [*markdown_table(CHANGED, changes), "", NOT_GIVEN] if changes else ["Nothing that the reports know of."]
     return "\n".join([*lines, ""])
 
 
-def _meanings(ladder: Ladder) -> list[tuple[str, str]]:
-    """Give a sentence and the folder of each variant."""
-    return [
-        (label(row["name"]), ". ".join(part for part in (row["sentence"].removesuffix("."), row["folder"]) if part) or "no result")
-        for row in ladder.rows
-    ]
-
-
-def _page(ladder: Ladder, pictures: Sequence[Picture]) -> str:
+def _page(ladder: Ladder, pictures: Sequence[Picture], links: Mapping[str, str]) -> str:
     e = html.escape
     header, body = test_cells(ladder)
     classes = {label(row["name"]): "chance" for row in ladder.rows if row["kind"] == "chance" or row["missing"]}
-    meanings = "".join(f"<dt>{e(name)}</dt><dd>{e(text)}</dd>" for name, text in _meanings(ladder))
-    methods = "".join(f"<dt>{e(name)}</dt><dd>{e(text)}</dd>" for name, text in METHODS.items())
+    below = " ".join([*_same_candidates(ladder), BELOW, *([LINKED] if links else [])])
     changes = _changes(ladder)
     return document(
         _title(ladder),
@@ -254,16 +328,25 @@ def _page(ladder: Ladder, pictures: Sequence[Picture]) -> str:
             f'<p class="quiet">{e(_counts(ladder))}</p>',
             *(f'<div class="alarm" role="alert"><b>Warning</b>{e(alarm)}</div>' for alarm in ladder.alarms),
             f'<p class="finding">{e(_headline(ladder))}</p>',
-            f"<p>{e(ladder.choice)}</p>",
-            tabulate(*main_cells(ladder), classes=classes | {label(ladder.reference): "lead"}),
-            f'<p class="small">{e(BELOW)}</p>',
+            *(f"<p>{e(text)}</p>" for text in (ladder.choice, *_identical(ladder))),
+            tabulate(*main_cells(ladder), classes=classes | {label(ladder.reference): "lead"}, links=links),
+            f'<p class="small">{e(below)}</p>',
             "<h2>Figures</h2>" + show(pictures),
-            "<h2>Tests</h2>" + (tabulate(header, body) if body else "<p>Nothing could be compared.</p>"),
+            "<h2>Tests</h2>" + (tabulate(header, body, links=links) if body else "<p>Nothing could be compared.</p>"),
+            *(f'<p class="small">{e(text)}</p>' for text in _tested(ladder)),
             itemise([f"Not compared: {text}" for text in _not_compared(ladder)]),
-            f"<dl>{methods}</dl>",
+            "<h2>How to read the tables</h2>" + _defined(_methods(ladder)),
             ("<h2>Notes</h2>" + itemise(_notes(ladder))) if _notes(ladder) else "",
-            f"<h2>What the variants are</h2><dl>{meanings}</dl>",
+            "<h2>What the variants are</h2>" + _defined(_meanings(ladder), links),
             "<h2>What each variant changes</h2>",
             tabulate(CHANGED, changes, words=True) if changes else "<p>Nothing that the reports know of.</p>",
+            f'<p class="small">{e(NOT_GIVEN)}</p>' if changes else "",
         ],
     )
+
+
+def _defined(pairs: Iterable[tuple[str, str]], links: Mapping[str, str] = MappingProxyType({})) -> str:
+    """List terms and what they mean; a term with an address leads there."""
+    e = html.escape
+    linked = ((f'<a href="{e(links[name])}">{e(name)}</a>' if name in links else e(name), text) for name, text in pairs)
+    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{e(text)}</dd>" for name, text in linked) + "</dl>"

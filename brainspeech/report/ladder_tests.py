@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,24 @@ def add_seeds(row: dict[str, Any], ranks: Ranks | str | None, ks: Sequence[int])
     for k in ks:
         each = (ranks.rows[row["row"]] < k).mean(1)
         row["accuracy"][f"top{k}"] |= {"seeds": [float(x) for x in each], "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None}
+
+
+def identical(rows: Sequence[Mapping[str, Any]], ranks: Mapping[str, Ranks | str | None]) -> tuple[tuple[str, ...], ...]:
+    """Group the variants whose ranks are the same in every window, seed by seed, among the same candidates."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        kept = ranks.get(row["name"])
+        if isinstance(kept, Ranks) and row["row"] in kept.rows:
+            groups.setdefault(_digest(kept, row["row"]), []).append(row["name"])
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _digest(kept: Ranks, row: str) -> str:
+    """Give a digest of a row's ranks, whatever the order of its windows."""
+    order = np.argsort(kept.windows)
+    out = hashlib.sha256(repr((kept.candidates.tolist(), kept.windows[order].tolist(), kept.rows[row].shape)).encode())
+    out.update(np.ascontiguousarray(kept.rows[row][:, order], dtype=np.int64).tobytes())
+    return out.hexdigest()
 
 
 def compare_all(rows: Sequence[dict[str, Any]], ranks: Mapping[str, Ranks | str | None], reference: str, k: int, **options: int) -> int:

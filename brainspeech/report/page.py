@@ -39,6 +39,7 @@ tbody th, th:first-child { text-align: left; position: sticky; left: 0; backgrou
 tbody th { font-weight: 600; }
 tr.lead td, tr.lead th { color: var(--accent); font-weight: 600; }
 tr.chance td, tr.chance th { color: var(--muted); }
+a { color: var(--accent); } th a { color: inherit; }
 .limits { color: var(--muted); font-weight: 400; display: block; font-size: .8rem; }
 .text td, .text th { white-space: normal; text-align: left; min-width: 9.5em; }
 .text th:first-child { min-width: 5em; }
@@ -158,7 +159,12 @@ def _table(report: RetrievalReport, *, disjoint: bool = False) -> str:
 
 
 def tabulate(
-    header: Sequence[str], body: Sequence[Sequence[str]], *, classes: Mapping[str, str] = MappingProxyType({}), words: bool = False
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    *,
+    classes: Mapping[str, str] = MappingProxyType({}),
+    links: Mapping[str, str] = MappingProxyType({}),
+    words: bool = False,
 ) -> str:
     """Make a table that scrolls sideways where the screen is narrow; what a cell has in brackets stands below.
 
@@ -166,6 +172,8 @@ def tabulate(
     ----------
     classes : mapping of str to str
         Class of the rows with that first cell.
+    links : mapping of str to str
+        Address that the first cell of a row leads to.
     words : bool
         Cells are text, which is broken and stands to the left.
     """
@@ -174,7 +182,9 @@ def tabulate(
     lines.append("</tr></thead><tbody>")
     for cells in body:
         kind = f' class="{classes[cells[0]]}"' if cells[0] in classes else ""
-        lines.append(f'<tr{kind}><th scope="row">{html.escape(cells[0])}</th>')
+        name = html.escape(cells[0])
+        name = f'<a href="{html.escape(links[cells[0]])}">{name}</a>' if cells[0] in links else name
+        lines.append(f'<tr{kind}><th scope="row">{name}</th>')
         for cell in cells[1:]:
             value, bracket, limits = cell.partition(" [")
             below = f'<span class="limits">{html.escape(limits.rstrip("]"))}</span>' if bracket and not words else ""
