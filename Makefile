@@ -34,9 +34,11 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 
 # Every script of benchmarks/ stands in one of these. `make bench` takes some fifteen minutes on two cores, `make bench-long` some four hours
 # and 14 GB; with ROOT=DIR (gwilliams2022 and brennan2019 in it) also the one on event files.
+# gpu.py is in full where nvidia-smi answers, elsewhere only to see that it works.
+GPU = $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),gpu,'gpu --quick')
 BENCH := preprocessing preprocess_memory input features retrieval startup training_step losses_memory interval_coverage
-BENCH_LONG := 'preprocessing --hours 1' 'retrieval --full' 'losses_memory --full' 'training_step --clock cpu' regression_null \
-  'scorers null' 'scorers gain' 'gpu --quick' spreading 'losses --out runs/losses' phantom $(if $(ROOT),'events --root $(ROOT)')
+BENCH_LONG = 'preprocessing --hours 1' 'retrieval --full' 'losses_memory --full' 'training_step --clock cpu' regression_null \
+  'scorers null' 'scorers gain' $(GPU) spreading 'losses --out runs/losses' phantom $(if $(ROOT),'events --root $(ROOT)')
 
 # All of them run, whatever one of them finds; the names of those that miss what is wanted come last.
 define run_benchmarks

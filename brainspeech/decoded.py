@@ -67,7 +67,7 @@ def describe(
     Raises
     ------
     ValueError
-        If the folds' test windows are not those of ``test``, scores are not (W, N), or a set of features is unknown.
+        If the folds' test windows are not those of ``test``, scores are not (W, N), or a set of features or the language is unknown.
     """
     config = config or EvaluateConfig()
     windows = [s for fold in folds for s in fold if s.split == "test"]
@@ -76,7 +76,7 @@ def describe(
             f"The folds hold {len(windows)} test windows, which are not the {len(test.recordings)} that were scored. Pass the segments "
             "that the test set was made of."
         )
-    lexicon.check(sets)
+    lexicon.check(sets, language=language)
     scores = [_checked(s, test) for s in per_seed]
     found = {
         "words": words(scores, test, seen_in_training(folds, events), config=config),

@@ -12,7 +12,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,12 @@ MEANINGS = {
 INSTALL = 'pip install "brainspeech[words]"'
 SILENCES = frozenset({"", "sil", "sp", "spn", "<p:>", "silence"})
 BATCH = 32  # phrases that a language model reads at once
+CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
+# langcodes' distance up to which two codes name one language or its dialects; beyond it are the languages that its speakers also know.
+SAME_LANGUAGE = 10
+# Languages that spaCy has trained pipelines of, with parts of speech and vectors: https://spacy.io/models
+PIPELINES = re.compile("ca|da|de|el|en|es|fi|fr|hr|it|ja|ko|lt|mk|nb|nl|pl|pt|ro|ru|sl|sv|uk|zh")
+ANY_LANGUAGE = "xx"  # spaCy's name for a pipeline of several
 
 
 class Missing(RuntimeError):
@@ -67,11 +75,95 @@ class Features:
     note: str
 
 
-def check(sets: Sequence[str]) -> None:
-    """Raise ValueError for a set of features that there is not."""
+def check(sets: Sequence[str], *, language: str = "en", spacy_model: Any = "", phrase_model: str = "") -> None:
+    """Find what cannot be made, whatever is installed, before anything is computed.
+
+    Parameters
+    ----------
+    sets : sequence of str
+        Of ``SETS``.
+    language : str
+        A code such as ``"en"`` or ``"nl"``. That it has a list of word frequencies is looked up where one is asked for and wordfreq is
+        installed.
+    spacy_model, phrase_model
+        See ``make``. Where a set needs spaCy, a pipeline whose name says another language is found out; empty: not looked at.
+
+    Raises
+    ------
+    ValueError
+        If there is no such set, the language is no code, wordfreq does not know it, or the pipeline is one of another.
+    """
     unknown = [name for name in sets if name not in SETS]
     if unknown:
         raise ValueError(f"Sets of word features must be among {', '.join(SETS)}, got {', '.join(map(repr, unknown))}.")
+    if not CODE.fullmatch(str(language)):
+        raise ValueError(f"language must be a code such as en, nl or pt-BR, got {language!r}.")
+    if "frequency" in sets:
+        with suppress(Missing):  # the report says so, and the other sets are made
+            frequency_list(language)
+    needed = set(sets) & {"part_of_speech", "word_embedding", *(() if phrase_model else ("phrase_embedding",))}
+    if needed and (said := other_language(spacy_model, language)):
+        raise ValueError(said)
+
+
+def other_language(pipeline: Any, language: str) -> str:
+    """Say that a pipeline, loaded or by its name, is one of another language, and which to take; nothing if it is not, or is not known."""
+    if isinstance(pipeline, str):
+        named = re.match(r"([a-z]{2,3})_(?:core|dep|ent|sent)_", pipeline)
+        of_pipeline, name = named[1] if named else "", pipeline
+    else:
+        of_pipeline, name = pipeline.lang, _name(pipeline)
+    if of_pipeline in ("", ANY_LANGUAGE, _first_part(language)):
+        return ""
+    usual = usual_pipeline(language)
+    cure = (
+        f"Set evaluate.spacy_model={usual} (python -m spacy download {usual})"
+        if usual
+        else f"spaCy has no trained pipeline of {language!r}: name one of your own, or leave out what needs it"
+    )
+    return f"The spaCy pipeline {name} is one of {of_pipeline!r}, and evaluate.language is {language!r}. {cure}."
+
+
+def usual_pipeline(language: str) -> str:
+    """Name spaCy's middle-sized pipeline of a language, ``nl_core_news_md``; empty where spaCy has none."""
+    code = _first_part(language)
+    return f"{code}_core_{'web' if code in ('en', 'zh') else 'news'}_md" if PIPELINES.fullmatch(code) else ""
+
+
+def frequency_list(language: str) -> str:
+    """Name wordfreq's list of a language: ``"nl"`` for ``"nl-BE"``.
+
+    wordfreq by itself takes the nearest language that it has, which for Basque is Spanish; here that is an error.
+
+    Raises
+    ------
+    ValueError
+        If there is none, with those that there are.
+    Missing
+        If wordfreq is not installed.
+    """
+    try:
+        import wordfreq
+        from langcodes import closest_match
+    except ImportError as error:
+        raise Missing(f"wordfreq is not installed ({error}). Run: {INSTALL}") from error
+    available = sorted(wordfreq.available_languages())
+    if _first_part(language) in available:
+        return _first_part(language)
+    try:
+        found, _ = closest_match(language, available, max_distance=SAME_LANGUAGE)
+    except ValueError:  # it is no code
+        found = "und"
+    if found not in available:
+        raise ValueError(
+            f"wordfreq has no word frequencies of the language {language!r}. It has those of {', '.join(available)}. "
+            "Set evaluate.language to one of them, or leave out the set 'frequency'."
+        )
+    return found
+
+
+def _first_part(language: str) -> str:
+    return re.split("[-_]", language)[0].lower()
 
 
 def make(name: str, words: Words, *, language: str = "en", spacy_model: Any = "en_core_web_md", phrase_model: str = "") -> Features:
@@ -83,20 +175,20 @@ def make(name: str, words: Words, *, language: str = "en", spacy_model: Any = "e
         One of ``SETS``.
     words : Words
     language : str
-        Of wordfreq, such as ``"en"`` or ``"nl"``.
+        Such as ``"en"`` or ``"nl"``.
     spacy_model : str or spacy.Language
-        Name of an installed pipeline, or one that is loaded.
+        Name of an installed pipeline, a folder with one, or one that is loaded.
     phrase_model : str
         A language model of transformers, by name or folder, for ``phrase_embedding``; empty: the mean of spaCy's vectors.
 
     Raises
     ------
     Missing
-        If a library or a model is not installed, or the model does not know what is asked of it.
+        If a library or a model is not installed, or the model does not know what is asked of it or is one of another language.
     ValueError
-        If there is no such set.
+        If there is no such set, or there are no frequencies of the language.
     """
-    check([name])
+    check([name], language=language)
     if name == "phonemes":
         return _phonemes(words)
     if name == "frequency":
@@ -105,7 +197,7 @@ def make(name: str, words: Words, *, language: str = "en", spacy_model: Any = "e
         return _bag_of_words(words.texts)
     if name == "phrase_embedding" and phrase_model:
         return _states(words.texts, phrase_model)
-    pipeline = load_spacy(spacy_model)
+    pipeline = load_spacy(spacy_model, language=language)
     if name == "part_of_speech":
         return _parts_of_speech(words, pipeline)
     if name == "word_embedding":
@@ -115,14 +207,16 @@ def make(name: str, words: Words, *, language: str = "en", spacy_model: Any = "e
     return _mean_vectors(words.texts, pipeline)
 
 
-def load_spacy(model: Any) -> Any:
-    """Load a spaCy pipeline by name; one that is loaded is given back.
+def load_spacy(model: Any, *, language: str) -> Any:
+    """Load a spaCy pipeline by name or from a folder; one that is loaded is given back.
 
     Raises
     ------
     Missing
-        If spaCy or the pipeline is not installed.
+        If spaCy or the pipeline is not installed, or the pipeline is one of another language.
     """
+    if said := other_language(model, language):
+        raise Missing(said)
     if not isinstance(model, str):
         return model
     try:
@@ -130,10 +224,14 @@ def load_spacy(model: Any) -> Any:
     except ImportError as error:
         raise Missing(f"spaCy is not installed ({error}). Run: {INSTALL}") from error
     try:
-        return spacy.load(model)
+        pipeline = spacy.load(model)
     except (OSError, ValueError, ImportError) as error:
-        said = str(error).splitlines()[0]
-        raise Missing(f"The spaCy pipeline {model!r} cannot be loaded ({said}). Run: python -m spacy download {model}") from error
+        said = str(error).splitlines()[0].rstrip(".")
+        cure = "Is it a folder that spaCy wrote?" if Path(model).name != model else f"Run: python -m spacy download {model}"
+        raise Missing(f"The spaCy pipeline {model!r} cannot be loaded ({said}). {cure}") from error
+    if said := other_language(pipeline, language):  # a folder's name says nothing
+        raise Missing(said)
+    return pipeline
 
 
 def phone(label: str) -> str:
@@ -154,19 +252,16 @@ def _phonemes(words: Words) -> Features:
 
 
 def _frequency(anchors: Sequence[str], language: str) -> Features:
+    code = frequency_list(language)
+    import wordfreq  # it is there: the list has been found
+
     try:
-        import wordfreq
-    except ImportError as error:
-        raise Missing(f"wordfreq is not installed ({error}). Run: {INSTALL}") from error
-    try:
-        values = np.array([[wordfreq.zipf_frequency(word, language)] for word in anchors])
-    except (LookupError, ImportError) as error:
-        raise Missing(
-            f"wordfreq cannot count words of {language!r} ({str(error).splitlines()[0]}). It knows "
-            f"{', '.join(sorted(wordfreq.available_languages()))}; some need: pip install 'wordfreq[cjk]'"
-        ) from error
+        values = np.array([[wordfreq.zipf_frequency(word, code)] for word in anchors])
+    except ImportError as error:  # Chinese, Japanese and Korean are cut into words by libraries of their own
+        said = str(error).splitlines()[0]
+        raise Missing(f"wordfreq cannot count words of {language!r} ({said}). Run: pip install 'wordfreq[cjk]'") from error
     unknown = int((values == 0).sum())
-    return Features(values, f"One number; {unknown} of {len(anchors)} words are not in wordfreq's list and count as 0.")
+    return Features(values, f"One number; {unknown} of {len(anchors)} words are not in wordfreq's list of {code!r} and count as 0.")
 
 
 def _parts_of_speech(words: Words, pipeline: Any) -> Features:
@@ -185,9 +280,7 @@ def _parts_of_speech(words: Words, pipeline: Any) -> Features:
         docs = list(pipeline.pipe([Doc(pipeline.vocab, words=phrase) for phrase in phrases]))
     tags = [[doc[place].pos_] for doc, place in zip(docs, places, strict=True)]
     if not any(tag for [tag] in tags):
-        raise Missing(
-            f"The spaCy pipeline {_name(pipeline)} gives no parts of speech. Take one that does: python -m spacy download en_core_web_md"
-        )
+        raise Missing(f"The spaCy pipeline {_name(pipeline)} gives no parts of speech. {_another(pipeline)}")
     values, names = _counts(tags)
     return Features(values, f"One of {len(names)} parts of speech per word ({_name(pipeline)}).")
 
@@ -196,9 +289,7 @@ def _vectors(words: Sequence[str], pipeline: Any) -> tuple[np.ndarray, np.ndarra
     """Look up the vectors of words as they stand or in lower case: (N, D), zero where there is none, and which have one (N,)."""
     vocab = pipeline.vocab
     if not vocab.vectors_length:
-        raise Missing(
-            f"The spaCy pipeline {_name(pipeline)} has no word vectors. Take one that has: python -m spacy download en_core_web_md"
-        )
+        raise Missing(f"The spaCy pipeline {_name(pipeline)} gives no word vectors. {_another(pipeline)}")
     values, known = np.zeros((len(words), vocab.vectors_length)), np.zeros(len(words), bool)
     for i, word in enumerate(words):
         for form in (_bare(word), _bare(word).lower()):
@@ -267,6 +358,11 @@ def _counts(units: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[str]]:
 def _bare(word: str) -> str:
     """Take the punctuation off the ends of a word."""
     return word.strip(string.punctuation + "“”‘’«»…–—")
+
+
+def _another(pipeline: Any) -> str:
+    usual = usual_pipeline(pipeline.lang)
+    return f"Take one that does: python -m spacy download {usual}" if usual else "Take one that does."
 
 
 def _name(pipeline: Any) -> str:

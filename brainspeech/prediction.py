@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from brainspeech import similarity
+from brainspeech import backend, similarity
 from brainspeech.models.base import estimator
 from brainspeech.records import Segment
 
@@ -120,7 +120,7 @@ def predict_scores(
     wanted = similarity.prepare(torch.as_tensor(candidates).to(device, torch.float32), scores)
     parts = []
     try:
-        with torch.autocast(torch.device(device).type, enabled=False):
+        with torch.autocast(torch.device(device).type, enabled=False), backend.tf32(False):
             for start in range(0, len(dataset), batch_size):
                 batch = dataset.batch(np.arange(start, min(start + batch_size, len(dataset)))).to(device)
                 estimates = estimate(batch)

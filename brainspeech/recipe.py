@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brainspeech import datasets, features, losses, models, naming
+from brainspeech import datasets, features, lexicon, losses, models, naming
 from brainspeech.batches import BatchConfig
 from brainspeech.evaluate import EvaluateConfig
 from brainspeech.preprocess import PreprocessConfig
@@ -252,8 +252,8 @@ def check(recipe: Recipe, choices: Iterable[str] = CHOICES) -> None:
     Raises
     ------
     ValueError
-        If a choice by name is unknown or has an option that its constructor does not take, or if windows are cut at another rate than
-        signals have.
+        If a choice by name is unknown or has an option that its constructor does not take, if windows are cut at another rate than
+        signals have, or if words would be looked up in another language.
     """
     for section in choices:
         choice = getattr(recipe, section)
@@ -271,6 +271,11 @@ def check(recipe: Recipe, choices: Iterable[str] = CHOICES) -> None:
             f"{recipe.name}: segments.sfreq is {recipe.segments.sfreq:g} Hz and preprocess.sfreq is {recipe.preprocess.sfreq:g} Hz; "
             "windows are cut from the preprocessed signal, so set both to the same."
         )
+    told = recipe.evaluate
+    try:
+        lexicon.check(told.regression, language=told.language, spacy_model=told.spacy_model, phrase_model=told.phrase_model)
+    except ValueError as error:
+        raise ValueError(f"{recipe.name}: {error}") from error
 
 
 def settle(recipe: Recipe) -> Recipe:

@@ -232,7 +232,7 @@ def test_a_description_is_plain_values():
     found = decoded.describe([scores], test, [fold], config=CONFIG, sets=("phonemes", "bag_of_words"))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert set(found) == {"words", "repeats", "regression"}
-    assert found["repeats"] == {}
+    assert found["repeats"] == {}  # which the report says in words
     assert set(found["regression"]["sets"]) == {"phonemes", "bag_of_words"}
     assert decoded.describe([scores], test, [fold], config=CONFIG)["regression"] == {}
 
@@ -253,3 +253,5 @@ def test_other_segments_or_unknown_sets_are_errors():
         decoded.describe([scores[:, :3]], test, [fold], config=CONFIG)
     with pytest.raises(ValueError, match="got 'letters'"):
         decoded.describe([scores], test, [fold], config=CONFIG, sets=("letters",))
+    with pytest.raises(ValueError, match="got 'dutch'"):
+        decoded.describe([scores], test, [fold], config=CONFIG, language="dutch")

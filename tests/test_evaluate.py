@@ -373,3 +373,5 @@ def test_wrong_shapes_are_refused():
         EvaluateConfig(context_width=0)
     with pytest.raises(ValueError, match="n_layers"):
         EvaluateConfig(n_layers=-1)
+    with pytest.raises(ValueError, match="language must be a code such as en, nl or pt-BR, got 'dutch'"):
+        EvaluateConfig(language="dutch")

@@ -76,8 +76,58 @@ def test_frequent_words_have_higher_zipf_values():
     the, armadillo, nothing = features.values[:, 0]
     assert the > armadillo > nothing == 0
     assert "1 of 3 words" in features.note
-    with pytest.raises(Missing, match="wordfreq cannot count words of 'xx'"):
-        lexicon.make("frequency", WORDS, language="xx")
+    dutch = lexicon.make("frequency", Words(["het", "gordeldier", "the"], [""] * 3), language="nl-BE")
+    assert dutch.values[0, 0] > the - 1 > dutch.values[1, 0]
+    assert "list of 'nl'" in dutch.note
+
+
+@pytest.mark.parametrize(("code", "found"), [("nl", "nl"), ("pt_BR", "pt"), ("zh-TW", "zh"), ("EN", "en"), ("hr", "sh"), ("nld", "nl")])
+def test_a_language_has_the_list_of_its_own_name_or_of_another_name_for_it(code, found):
+    pytest.importorskip("wordfreq")
+    assert lexicon.frequency_list(code) == found
+
+
+@pytest.mark.parametrize("code", ["xx", "eu", "af", "et"])  # wordfreq counts Basque words in Spanish, Afrikaans in Dutch
+def test_a_language_without_a_list_is_an_error_that_says_which_there_are(code):
+    pytest.importorskip("wordfreq")
+    for wrong in (lambda: lexicon.make("frequency", WORDS, language=code), lambda: lexicon.check(["frequency"], language=code)):
+        with pytest.raises(ValueError, match=rf"no word frequencies of the language '{code}'. It has those of ar, .* nl, .* leave out"):
+            wrong()
+    lexicon.check(["phonemes"], language=code)  # of which nobody asks a list
+
+
+@pytest.mark.parametrize("code", ["dutch", "", "n", 5, "nl "])
+def test_a_language_is_a_code(code):
+    with pytest.raises(ValueError, match="language must be a code such as en, nl or pt-BR, got "):
+        lexicon.check([], language=code)
+
+
+def test_without_wordfreq_a_language_is_not_looked_up(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    lexicon.check(["frequency"], language="xx")
+
+
+def test_a_pipeline_of_another_language_is_found_out(spacy, tmp_path):
+    said = "is one of 'en', and evaluate.language is 'nl'. Set evaluate.spacy_model=nl_core_news_md .*download nl_core_news_md"
+    with pytest.raises(ValueError, match=f"en_core_web_md {said}"):
+        lexicon.check(["part_of_speech"], language="nl", spacy_model="en_core_web_md")
+    with pytest.raises(Missing, match=said):
+        lexicon.make("part_of_speech", WORDS, language="nl", spacy_model=spacy.blank("en"))
+    with pytest.raises(ValueError, match="spaCy has no trained pipeline of 'et'"):
+        lexicon.check(["word_embedding"], language="et", spacy_model="en_core_web_md")
+    with pytest.raises(Missing, match=f"en_core_web_md {said}"):  # which nobody should download first
+        lexicon.make("part_of_speech", WORDS, language="nl")
+    spacy.blank("en").to_disk(tmp_path / "mine")
+    with pytest.raises(Missing, match=said):
+        lexicon.make("part_of_speech", WORDS, language="nl", spacy_model=str(tmp_path / "mine"))
+    for good in (
+        {"sets": ["phonemes"], "spacy_model": "en_core_web_md"},
+        {"sets": ["phrase_embedding"], "spacy_model": "en_core_web_md", "phrase_model": "m"},
+        {"sets": ["word_embedding"], "spacy_model": "nl_core_news_md"},
+        {"sets": ["word_embedding"], "spacy_model": "xx_ent_wiki_sm"},
+        {"sets": ["word_embedding"], "spacy_model": "folder/of_mine"},
+    ):
+        lexicon.check(**good, language="nl")
 
 
 @pytest.mark.parametrize(("name", "library"), [("frequency", "wordfreq"), ("word_embedding", "spacy"), ("part_of_speech", "spacy")])
@@ -90,12 +140,14 @@ def test_a_missing_library_is_said_with_its_cure(monkeypatch, name, library):
 def test_a_missing_model_is_said_with_its_cure(spacy):
     with pytest.raises(Missing, match="Run: python -m spacy download no_such_model"):
         lexicon.make("word_embedding", WORDS, spacy_model="no_such_model")
+    with pytest.raises(Missing, match="Is it a folder that spaCy wrote"):
+        lexicon.make("word_embedding", WORDS, spacy_model="no/such/folder")
 
 
-@pytest.mark.parametrize(("name", "lacks"), [("word_embedding", "no word vectors"), ("part_of_speech", "no parts of speech")])
+@pytest.mark.parametrize(("name", "lacks"), [("word_embedding", "gives no word vectors"), ("part_of_speech", "gives no parts of speech")])
 def test_a_model_that_does_not_know_is_no_model(spacy, name, lacks):
-    with pytest.raises(Missing, match=lacks):
-        lexicon.make(name, WORDS, spacy_model=spacy.blank("en"))
+    with pytest.raises(Missing, match=f"{lacks}. Take one that does: python -m spacy download fr_core_news_md"):
+        lexicon.make(name, WORDS, language="fr", spacy_model=spacy.blank("fr"))
 
 
 def test_words_have_their_vectors_and_unknown_ones_are_counted(vectors):

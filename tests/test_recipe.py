@@ -263,3 +263,10 @@ def test_constants_come_back_from_json(recipe):
 def test_a_recipe_holds_plain_constants():
     with pytest.raises(TypeError, match="A recipe holds plain constants, got object"):
         dataclasses.replace(SMALL, dataset=Choice("simulated", {"seed": object()})).to_dict()
+
+
+def test_words_of_another_language_are_an_error_before_anything_is_computed():
+    recipe = recipes.change(recipes.load("demo"), ["evaluate.regression=part_of_speech,word_embedding", "evaluate.language=nl"])
+    with pytest.raises(ValueError, match=r"^demo: .*en_core_web_md"):
+        recipes.check(recipe)
+    recipes.check(recipes.change(recipe, ["evaluate.spacy_model=nl_core_news_md"]))

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_runs import tiny
 
-from brainspeech import flow, rows
+from brainspeech import flow, lexicon, rows
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
 
@@ -32,6 +32,13 @@ def test_a_recipe_loads_and_its_constants_are_json(name):
     assert "?" in recipe.title, "a report opens with the question it answers"
     assert recipes.restore(recipe, json.loads(json.dumps(recipe.to_dict()))).to_dict() == recipe.to_dict()
     recipes.check(recipes.settle(recipe))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_are_looked_up_in_the_language_that_was_heard(name):
+    config = recipes.load(name).evaluate
+    assert config.language == ("nl" if name == "schoffelen2019" else "en")
+    lexicon.check(lexicon.SETS, language=config.language, spacy_model=config.spacy_model)
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=NAMES)

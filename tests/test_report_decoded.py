@@ -85,6 +85,16 @@ def test_the_figures_say_the_numbers():
     assert "part of speech" not in pictures["decoded_regression"].alt
 
 
+def test_that_nothing_was_heard_twice_is_said_once_and_only_where_it_was_looked_at():
+    before, seen = made()
+    found = seen.curves["decoded"] | {"repeats": {}}
+    once = replace(seen, curves=seen.curves | {"decoded": found})
+    said = "No segment of the test split was heard twice by a subject"
+    assert report.markdown(once).count(said) == report.page(once).count(said) == 1
+    assert said not in report.markdown(seen) + report.markdown(before)
+    assert "decoded_repeats" not in {picture.name for picture in figures.draw(once)}
+
+
 def test_what_cannot_be_said_is_said():
     _, seen = made(words=False, n_blocks=4)
     text = report.markdown(seen)

@@ -34,7 +34,8 @@ class EvaluateConfig:
     regression : tuple of str
         Sets of ``lexicon.SETS`` that how well a stimulus is decoded is regressed on; none by default.
     language, spacy_model : str
-        Of word frequencies, and of parts of speech and word vectors.
+        What was heard in, such as ``"nl"``, by which word frequencies are looked up; and the pipeline of that language, by name or folder,
+        that knows parts of speech and word vectors (``"nl_core_news_md"``).
     phrase_model : str
         A transformers model for ``phrase_embedding``; empty: the mean of spaCy's word vectors.
     """
@@ -61,7 +62,7 @@ class EvaluateConfig:
         if self.n_bootstrap < 1 or self.n_permutations < 1:
             raise ValueError(f"At least one replicate is needed, got {self.n_bootstrap} and {self.n_permutations}.")
         check_names(self.scorers)
-        lexicon.check(self.regression)
+        lexicon.check(self.regression, language=self.language)
         if not (math.isfinite(self.context_width) and self.context_width > 0):
             raise ValueError(f"context_width is a positive number of seconds, got {self.context_width}.")
         if self.n_layers < 0:

@@ -13,6 +13,8 @@ from brainspeech.figures import label, percent, widest
 from .saying import many, markdown_table, say_entry, say_p
 
 FLAT = 0.5  # a softmax over more than this share of the candidates tells them apart too little for a sum of probabilities
+REPEATS = "Repeated presentations"
+NO_REPEATS = "No segment of the test split was heard twice by a subject, so there is nothing to average."
 NEAREST, SAME = "nearest candidate", "same k words"
 GROUPS = {"all": "all windows", "seen": "word in training", "unseen": "word not in training"}
 
@@ -36,6 +38,8 @@ def parts(report: RetrievalReport) -> list[Part]:
     for name, say in (("words", _words), ("repeats", _repeats), ("regression", _regression)):
         if found.get(name):
             out.append(say(found[name], report))
+        elif name == "repeats" and name in found:  # silence would read as a failure
+            out.append(Part(REPEATS, [NO_REPEATS]))
     return out
 
 
@@ -139,7 +143,7 @@ def _repeats(found: Mapping[str, Any], report: RetrievalReport) -> Part:
         )
     body.append(["chance", *(percent(report.chance[f"top{i}"])[:-2] for i in ks), percent(report.chance[f"top{k}"])[:-2]])
     header = ["r", *(f"top-{i}, %" for i in ks), f"top-{k} of presentation r alone, %"]
-    return Part("Repeated presentations", [said], header, body, classes={"chance": "chance"})
+    return Part(REPEATS, [said], header, body, classes={"chance": "chance"})
 
 
 def _regression(found: Mapping[str, Any], report: RetrievalReport) -> Part:

@@ -6,6 +6,7 @@ into the silence between sounds.
 """
 
 from brainspeech.batches import BatchConfig
+from brainspeech.evaluate import EvaluateConfig
 from brainspeech.preprocess import PreprocessConfig
 from brainspeech.recipe import Choice, Recipe
 from brainspeech.segments import SegmentConfig
@@ -22,6 +23,7 @@ recipe = Recipe(
     batches=BatchConfig(lag=0.150, baseline=0.5, clamp=20.0),
     model=Choice("conv", {"generic_subject": True}),
     train=TrainConfig(lr=3e-4, batch_size=256, max_epochs=200, max_steps_per_epoch=1200, patience=10),
+    evaluate=EvaluateConfig(language="nl", spacy_model="nl_core_news_md"),  # Dutch was heard
     seeds=(2036, 2037, 2038),
     notes=(
         "Word lists are kept beside the sentences, as in the paper.",
