@@ -173,7 +173,8 @@ class SpeechDecoder(Shareable):
         Parameters
         ----------
         data : Dataset, sequence of Segment, array of shape (n, C, T_w), or mne.Epochs
-            Windows are in volt or tesla, preprocessed already; at ``preprocess.sfreq``, or resampled to it.
+            Windows are in volt or tesla, preprocessed already; at ``preprocess.sfreq``, or resampled to it. One sample more than a window
+            has (both ends counted, as MNE does) is left out; of an array a warning says so.
         targets : array, shape (n, F, n_frames)
             With windows: what was heard during each, from its first sample to its last, at any rate.
         cache : Cache or path, optional

@@ -2,6 +2,10 @@
 
 A file is written beside its place as ``.NAME.part`` and renamed when it is whole. A part that a killed run left is continued by the next
 one; the digest decides whether the halves belong together.
+
+What may pass (a timeout, a busy server, a cut transfer) is tried again, and said on stderr each time. What will not (no such host, nobody
+listens there) fails at once, and so do all other files of that host, unless the host has answered before in the same run: then the network
+is gone for a while.
 """
 
 from __future__ import annotations
@@ -13,11 +17,14 @@ import hashlib
 import os
 import re
 import shutil
+import socket
+import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -34,7 +41,10 @@ TIMEOUT = (20.0, 120.0)  # s to connect, s between two bytes
 LONGEST_WAIT = 600.0  # s; a server that asks for more has failed
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+# A machine that says no, or to which no way leads: asking again does not help.
+NOWHERE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
 LOCK = ".brainspeech-download.lock"
+say = tqdm.write  # a line above the bar
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,10 @@ class _Failed(Exception):
     """This file cannot be had; the others can."""
 
 
+class _Unreachable(_Failed):
+    """No file of this host can be had."""
+
+
 class _Stopped(Exception):
     """The run is ending; what is there of a file is kept."""
 
@@ -259,6 +273,8 @@ def fetch(
         If an entry's place is outside the folder.
     RuntimeError
         If the disk is too small, or another download runs on this folder.
+    ConnectionError
+        If nothing came, since no host could be reached.
     """
     root = Path(root)
     for entry in entries:
@@ -273,7 +289,7 @@ def fetch(
 
 
 def _fetch_all(entries: Sequence[Entry], root: Path, *, workers: int, tries: int, pause: float, progress: bool) -> list[Outcome]:
-    stop, local = threading.Event(), threading.local()
+    stop, local, hosts = threading.Event(), threading.local(), _Hosts()
     bar = Bar(sum(entry.size or 0 for entry in entries), "download", progress=progress)
     sessions: list[requests.Session] = []
 
@@ -284,7 +300,7 @@ def _fetch_all(entries: Sequence[Entry], root: Path, *, workers: int, tries: int
             local.session = requests.Session()
             sessions.append(local.session)
         try:
-            return _fetch_one(entry, root, _Transfer(local.session, stop, bar, tries, pause))
+            return _fetch_one(entry, root, _Transfer(local.session, stop, bar, tries, pause, hosts))
         except _Failed as error:
             return Outcome(entry.path, "failed", str(error))
         except OSError as error:
@@ -303,7 +319,12 @@ def _fetch_all(entries: Sequence[Entry], root: Path, *, workers: int, tries: int
         for session in sessions:
             session.close()
         bar.close()
-    return [future.result() for future in futures]
+    outcomes = [future.result() for future in futures]
+    if hosts.dead and not any(outcome.state == "fetched" for outcome in outcomes):
+        n = sum(outcome.state == "failed" for outcome in outcomes)
+        reasons = "; ".join(sorted(hosts.dead.values()))
+        raise ConnectionError(f"{reasons}. {n} of {len(entries)} files are still to come; the same command fetches them.")
+    return outcomes
 
 
 def _part(target: Path) -> Path:
@@ -311,6 +332,27 @@ def _part(target: Path) -> Path:
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- one file
+
+
+@dataclass
+class _Hosts:
+    """What is known of the hosts of a run: those that have answered, and why the others cannot be reached."""
+
+    answered: set[str] = field(default_factory=set)
+    dead: dict[str, str] = field(default_factory=dict)
+
+    def check(self, url: str) -> None:
+        """Raise _Unreachable for a host that is known to be dead."""
+        host = _host(url)
+        if host in self.dead:
+            raise _Unreachable(f"{self.dead[host]} ({url})")
+
+    def bury(self, url: str, error: requests.RequestException) -> None:
+        """Raise _Unreachable if an error says that a host that never answered cannot be reached at all."""
+        reason = _unreachable(url, error)
+        if reason and _host(url) not in self.answered:
+            self.dead[_host(url)] = reason
+            raise _Unreachable(f"{reason} ({url})") from error
 
 
 @dataclass
@@ -322,11 +364,15 @@ class _Transfer:
     bar: Bar
     tries: int
     pause: float
+    hosts: _Hosts = field(default_factory=_Hosts)
     validator: str = ""
 
-    def wait(self, failures: int, asked: float) -> None:
-        """Wait before the next try; at once if the run is stopped."""
-        if self.stop.wait(max(asked, min(self.pause * 2 ** (failures - 1), 60.0))):
+    def wait(self, failures: int, asked: float, said: str = "") -> None:
+        """Say why, and wait before the next try; at once if the run is stopped."""
+        seconds = max(asked, min(self.pause * 2 ** (failures - 1), 60.0))
+        if said:
+            say(f"{said}; next try in {seconds:.0f} s (failure {failures} of {self.tries} in a row without a byte more)", file=sys.stderr)
+        if self.stop.wait(seconds):
             raise _Stopped
 
     def count(self, entry: Entry, n: int) -> None:
@@ -346,6 +392,7 @@ def _fetch_one(entry: Entry, root: Path, transfer: _Transfer) -> Outcome:
     if target.is_file() and _fault(entry, target, lambda n: None) is None:
         transfer.count(entry, entry.size or 0)
         return Outcome(entry.path, "there")
+    transfer.hosts.check(entry.url)
     part = place(root, _part(Path(entry.path)).as_posix())
     part.parent.mkdir(parents=True, exist_ok=True)
     if not entry.algorithm:
@@ -376,14 +423,18 @@ def _receive(entry: Entry, part: Path, transfer: _Transfer) -> None:
             done, asked, problem = _request(entry, part, transfer)
             if done:
                 return
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            problem = f"the connection broke ({type(error).__name__})"
+        except requests.exceptions.ChunkedEncodingError:
+            problem = "the connection was cut"
+        except (requests.ConnectionError, requests.Timeout) as error:
+            transfer.hosts.bury(entry.url, error)
+            problem = f"the connection broke ({_innermost(error)})"
         if _size(part) > most:
             failures, most = 0, _size(part)
         failures += 1
         if failures >= transfer.tries:
             raise _Failed(f"{problem}, {failures} times in a row without a byte more ({entry.url})")
-        transfer.wait(failures, asked)
+        of = "" if entry.size is None else f" of {human(entry.size)}"
+        transfer.wait(failures, asked, f"{entry.path}: {problem}, {human(_size(part))}{of} are here")
 
 
 def _request(entry: Entry, part: Path, transfer: _Transfer) -> tuple[bool, float, str]:
@@ -395,6 +446,7 @@ def _request(entry: Entry, part: Path, transfer: _Transfer) -> tuple[bool, float
         if transfer.validator:
             headers["If-Range"] = transfer.validator
     with transfer.session.get(entry.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        transfer.hosts.answered.add(_host(entry.url))
         status = response.status_code
         if status in BUSY:
             return False, _retry_after(response), f"the server is busy (HTTP {status})"
@@ -426,6 +478,46 @@ def _request(entry: Entry, part: Path, transfer: _Transfer) -> tuple[bool, float
     if whole is not None and _size(part) < whole:
         return False, 0.0, "the connection was cut"
     return True, 0.0, ""
+
+
+def _host(url: str) -> str:
+    parts = urlsplit(url)
+    return (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
+
+
+def _unreachable(url: str, error: requests.RequestException) -> str:
+    """Say why asking again would not help; empty if it may."""
+    causes = _causes(error)
+    # A redirect may lead to another host than the one that was asked.
+    host = _host(str(error.request.url or url)) if error.request is not None else _host(url)
+    cure = "check the network, or give a folder that has the files already (--root DIR)"
+    if isinstance(error, requests.exceptions.ProxyError):
+        host, cure = f"the proxy on the way to {host}", "check the network and the environment's HTTPS_PROXY and HTTP_PROXY"
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return f"cannot resolve {host}: {cure}"
+    if any(isinstance(cause, OSError) and cause.errno in NOWHERE for cause in causes):
+        return f"cannot connect to {host}: {cure}"
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return f"{host} shows a certificate that this machine does not accept: check its clock, and whose network this is"
+    return ""
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """List an error and what it came from; requests and urllib3 wrap what the system said three times."""
+    causes: list[BaseException] = []
+    todo: list[BaseException | None] = [error]
+    while todo:
+        cause = todo.pop()
+        if cause is not None and not any(cause is known for known in causes):
+            causes.append(cause)
+            todo += [cause.__cause__, cause.__context__]
+    return causes
+
+
+def _innermost(error: requests.RequestException) -> str:
+    """Name an error by what the system said, where it said something."""
+    named = [cause for cause in _causes(error) if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException)]
+    return str(named[-1]) or type(named[-1]).__name__ if named else type(error).__name__
 
 
 def _total(response: requests.Response) -> int | None:

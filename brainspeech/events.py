@@ -70,8 +70,11 @@ def check(table: pd.DataFrame, *, uid: str = "") -> pd.DataFrame:
         bad = ~np.isfinite(out[column].to_numpy())
         if bad.any():
             row = out[bad].iloc[0]
+            cure = "Correct these rows, or leave them out."
+            if column == "audio_onset":
+                cure = "No sound event plays then: are onsets seconds from the recording's first sample, and the sounds' durations right?"
             raise ValueError(
-                f"{where}{bad.sum()} events have no finite {column}, the first is {row['kind']} {row['text']!r} at {row['onset']} s."
+                f"{where}{bad.sum()} events have no finite {column}, the first is {row['kind']} {row['text']!r} at {row['onset']} s. {cure}"
             )
     for column in ("duration", "audio_onset"):
         bad = out[column].to_numpy() < 0

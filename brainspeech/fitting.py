@@ -124,10 +124,8 @@ def from_windows(
         raise ValueError(f"Targets must be finite numbers, (n, F, n_frames), got {targets.dtype} {targets.shape}; are there NaN?")
     rate = recipe.preprocess.sfreq
     options: dict[str, Any] = {"ch_types": ch_types, "from_sfreq": sfreq, "montage": recipe.preprocess.positions}
-    windows = given.read_windows(data, sfreq=rate, n_times=None, ch_names=ch_names, **options)
-    n_expected = to_samples(recipe.segments.duration, rate)
-    if hasattr(data, "info") and windows.data.shape[2] == n_expected + 1:  # MNE counts both ends
-        windows = dataclasses.replace(windows, data=np.ascontiguousarray(windows.data[..., :n_expected]))
+    usual = to_samples(recipe.segments.duration, rate)
+    windows = given.read_windows(data, sfreq=rate, n_times=None, usual=usual, ch_names=ch_names, **options)
     if positions is not None:
         windows = dataclasses.replace(windows, positions=np.asarray(positions, dtype=np.float32))
     length = round(windows.data.shape[2] / rate, 6)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +38,15 @@ class Windows:
     ch_names, ch_types : tuple of str
     positions : array, shape (C, 2), or None
         In [0, 1]; None where the windows came without.
+    n_cut : int
+        Samples at the end of each window that were left out, since both ends had been counted.
     """
 
     data: np.ndarray
     ch_names: tuple[str, ...]
     ch_types: tuple[str, ...]
     positions: np.ndarray | None = None
+    n_cut: int = 0
 
 
 def read_windows(
@@ -54,11 +58,13 @@ def read_windows(
     ch_types: str | Sequence[str] = "eeg",
     from_sfreq: float | None = None,
     montage: str | None = None,
+    usual: int | None = None,
 ) -> Windows:
     """Read windows from an array (n, C, T) or from mne.Epochs, resampled where they have another rate.
 
-    Of Epochs the brain channels are taken, without those marked bad; their last sample, at ``tmax``, is left out where it is one more than
-    a window has, since MNE counts both ends.
+    Of Epochs the brain channels are taken, without those marked bad. Windows of one sample more than asked for, such as 361 for 3 s at 120
+    Hz, have both ends counted, as MNE does: their last sample, at ``tmax``, is left out. Of Epochs this is how they are made; of an array,
+    which may be anything, a warning says it. Any other length is refused.
 
     Parameters
     ----------
@@ -66,13 +72,15 @@ def read_windows(
     sfreq : float
         Rate in Hz that is wanted.
     n_times : int or None
-        Samples of a window at that rate; None: as many as there are.
+        Samples of a window at that rate; None: as many as there are, but for ``usual``.
     ch_names : sequence of str
         Of an array.
     from_sfreq : float, optional
         Rate of an array; None: the rate that is wanted.
     montage : str, optional
         MNE's name of a montage for EEG that comes without positions.
+    usual : int, optional
+        Without ``n_times``: the samples of a window that may come with both ends counted; windows of any other length are kept as they are.
 
     Raises
     ------
@@ -97,18 +105,35 @@ def read_windows(
         raise ValueError(f"Windows must be numbers of shape (n, n_channels, n_times), got {data.dtype} {data.shape}.")
     if len(names) != data.shape[1] or len(set(names)) != len(names) or len(kinds) != len(names):
         raise ValueError(f"{data.shape[1]} channels need as many names, each once, and types; got {len(names)} names, {len(kinds)} types.")
-    n_after = resampled_length(data.shape[2], rate, sfreq)
-    if n_times is not None and n_after - n_times not in ((0, 1) if is_epochs else (0,)):
-        raise ValueError(
-            f"Expected windows of {n_times} samples at {sfreq:g} Hz ({n_times / sfreq:g} s), got {data.shape[2]} at {rate:g} Hz "
-            f"({data.shape[2] / rate:g} s). Cut them anew, or say their rate (sfreq=)."
+    wanted = usual if n_times is None else n_times
+    n_after, n_kept = _lengths(data.shape[2], rate, sfreq, wanted, strict=n_times is not None)
+    if n_kept != n_after and not is_epochs:
+        warnings.warn(
+            f"Got windows of {data.shape[2]} samples at {rate:g} Hz, expected {n_kept} at {sfreq:g} Hz ({n_kept / sfreq:g} s): both "
+            "ends are counted, as MNE does. The last sample of each is left out; give one less to leave nothing out.",
+            stacklevel=2,
         )
     if rate != sfreq:
         data = resample(data, rate, sfreq)
-    data = np.ascontiguousarray(data[..., :n_times], dtype=np.float32)
+    data = np.ascontiguousarray(data[..., :n_kept], dtype=np.float32)
     if positions is not None and np.isnan(positions).all():
         positions = None
-    return Windows(data, names, kinds, positions)
+    return Windows(data, names, kinds, positions, n_after - n_kept)
+
+
+def _lengths(n_given: int, rate: float, sfreq: float, wanted: int | None, *, strict: bool) -> tuple[int, int]:
+    """Give the samples that windows have at the rate that is wanted, and how many of them are kept; fewer where both ends are counted."""
+    n_after = resampled_length(n_given, rate, sfreq)
+    if wanted is None or n_after == wanted:
+        return n_after, n_after
+    if resampled_length(n_given - 1, rate, sfreq) == wanted:
+        return n_after, wanted
+    if strict:
+        raise ValueError(
+            f"Expected windows of {wanted} samples at {sfreq:g} Hz ({wanted / sfreq:g} s), got {n_given} at {rate:g} Hz "
+            f"({n_given / rate:g} s). Cut them anew, or say their rate (sfreq=)."
+        )
+    return n_after, n_after
 
 
 def make_signals(
@@ -236,10 +261,15 @@ def with_targets(
     stimuli: Sequence[Any] | None,
     blocks: Sequence[Any] | None,
 ) -> tuple[list[Segment], dict[str, Signal], dict[tuple[str, float, float], FeatureTrack]]:
-    """Make segments, signals and tracks of windows with targets, split by stimulus."""
+    """Make segments, signals and tracks of windows with targets, split by stimulus.
+
+    Targets with one frame for each sample of windows whose last samples were left out lose the same frames.
+    """
     n = len(windows.data)
     if targets.ndim != 3 or len(targets) != n:
         raise ValueError(f"Targets must be (n, F, n_frames) with one for each of {n} windows, got {targets.shape}.")
+    if windows.n_cut and targets.shape[2] == windows.data.shape[2] + windows.n_cut:
+        targets = targets[..., : -windows.n_cut]
     who = [name if "/sub-" in name else f"arrays/sub-{name.removeprefix('sub-')}" for name in spread_out(subject, n, "subject")]
     heard = content_ids(targets) if stimuli is None else spread_out(stimuli, n, "stimuli")
     where = heard if blocks is None else spread_out(blocks, n, "blocks")

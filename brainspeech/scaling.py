@@ -13,6 +13,7 @@ import numpy as np
 from brainspeech.records import Segment, Signal
 from brainspeech.timing import to_samples
 from brainspeech.windows import SpanTable, Tracks, check_present, common_length, sample_starts
+from brainspeech.writing import put
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,14 @@ class Statistics:
     borrowed: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON; every float comes back exactly."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
+        """Write as JSON, whole or not at all; every float comes back exactly.
+
+        Raises
+        ------
+        RuntimeError
+            If the file cannot be written, as on a full disk; one that stood there before is kept.
+        """
+        put(Path(path), (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

@@ -44,6 +44,9 @@ __all__ = ["Audit", "Block", "SegmentConfig", "Segmentation", "audit", "describe
 # Onsets of one word, or of one playing, that differ by more than this (s) do not belong to one playing of the stimulus.
 PLAY_JITTER = 0.05
 
+# Why a window that would begin in a block is not there, in the order in which ``_place`` counts them.
+LEFT_OUT = ("window leaves the block", "window within the filter's reach of another split")
+
 
 def make_segments(
     recordings: Sequence[Recording],
@@ -97,11 +100,25 @@ def make_segments(
     if empty:
         blocks = {split: len({b.uid for b in segmentation.blocks if b.split == split}) for split in SPLITS}
         raise ValueError(
-            f"No window in the split {', '.join(empty)}: windows {counts} in blocks {blocks}, dropped {segmentation.dropped}. Use more "
-            "stimuli, a smaller min_block, other ratios or another seed, or assign splits by name; for test data without words set "
-            'test_anchors="grid".'
+            f"No window in the split {', '.join(empty)}: windows {counts} in blocks {blocks}, dropped {segmentation.dropped}. "
+            + _advice(segmentation, config, guard)
         )
     return segmentation
+
+
+def _advice(segmentation: Segmentation, config: SegmentConfig, guard: float) -> str:
+    """Say what helps where a split is empty."""
+    longest = max((block.stop - block.start for block in segmentation.blocks), default=0.0)
+    if longest < config.duration:
+        return (
+            f"A window of {config.duration:g} s lies wholly inside one block; the longest block has {longest:g} s. Check the durations of "
+            "the sounds, or ask for longer blocks (min_block) or shorter windows (tmin, tmax)."
+        )
+    reach = f"The filter reaches {guard:g} s across the edges of blocks: ask for longer blocks (min_block), or leave out the filter. "
+    return (reach if LEFT_OUT[1] in segmentation.dropped else "") + (
+        "Use more stimuli, a smaller min_block, other ratios or another seed, or assign splits by name; for test data without words set "
+        'test_anchors="grid".'
+    )
 
 
 def _usable(
@@ -136,7 +153,10 @@ def _usable(
         late = int((table["onset"].to_numpy() >= duration).sum())
         if late:
             tally.drop("events past the end of the recording", late)
-            tally.warnings.append(f"{recording.uid}: {late} events begin after the recording's end at {duration:g} s.")
+            tally.warnings.append(
+                f"{recording.uid}: {late} events begin after the recording's end at {duration:g} s: are they "
+                "seconds from its first sample, and is its sampling rate right?"
+            )
         usable.append(recording)
     for reason, uids in (("recordings without events", silent), ("recordings shorter than a window", short)):
         tally.drop(reason, len(uids))
@@ -199,7 +219,8 @@ def _segment_stimuli(
         tally.warnings.append(f"Splits assigned by name to {len(assigned)} of {len(stimuli)} stimuli: {dict(config.assign or {})}.")
     blocks: dict[str, list[Block]] = {audio: _cut(audio, stimuli[audio], config, audio in assigned) for audio in stimuli}
     blocks = _split(blocks, assigned, config)
-    windows, left = {}, {}
+    windows: dict[str, _Windows] = {}
+    left: dict[str, list[tuple[int, int]]] = {}
     for audio, own in blocks.items():
         windows[audio], left[audio] = _place(stimuli[audio], own, config, guard, tally)
     segments: list[Segment] = []
@@ -336,24 +357,22 @@ def _split(blocks: dict[str, list[Block]], assigned: Mapping[str, str], config: 
     return {audio: [replace(block, split=split[block.uid]) for block in own] for audio, own in blocks.items()}
 
 
-def _place(stimulus: _Stimulus, blocks: list[Block], config: SegmentConfig, guard: float, tally: Tally) -> tuple[_Windows, list[int]]:
-    """Place the windows of a stimulus; also count, per block, those that would leave it."""
-    duration = config.duration
+def _place(
+    stimulus: _Stimulus, blocks: list[Block], config: SegmentConfig, guard: float, tally: Tally
+) -> tuple[_Windows, list[tuple[int, int]]]:
+    """Place the windows of a stimulus; also count, per block, those that are left out for each reason of ``LEFT_OUT``."""
     starts, numbers, rows, left = [], [], [], []
-    start: np.ndarray
     for i, block in enumerate(blocks):
         low = block.start + (guard if i and blocks[i - 1].split != block.split else 0.0)
         high = block.stop - (guard if i + 1 < len(blocks) and blocks[i + 1].split != block.split else 0.0)
+        start, row = _begin(stimulus, block, low, high, config)
         if block.split == "test" and config.test_anchors == "words":
-            row = np.flatnonzero((stimulus.onset >= block.start - EPS) & (stimulus.onset < block.stop - EPS))
-            start = stimulus.onset[row] + config.tmin
             tally.drop("test blocks without words", int(not len(row)))
-        else:
-            stride = config.test_stride if block.split == "test" and config.test_stride else config.stride
-            start = low + stride * np.arange(max(0, math.ceil((high - low) / stride - EPS)))
-            row = np.full(len(start), -1)
-        fits = (start >= low - EPS) & (start + duration <= high + EPS)
-        left.append(int((~fits).sum()))
+        fits = _inside(start, low, high, config)
+        # As many as there would be without the guard, whose doing the difference is.
+        free, _ = _begin(stimulus, block, block.start, block.stop, config)
+        n_whole = int(_inside(free, block.start, block.stop, config).sum())
+        left.append((len(free) - n_whole, max(n_whole - int(fits.sum()), 0)))
         starts.append(start[fits])
         rows.append(row[fits])
         numbers.append(np.full(fits.sum(), i))
@@ -363,12 +382,12 @@ def _place(stimulus: _Stimulus, blocks: list[Block], config: SegmentConfig, guar
     _, unique = np.unique(to_samples(start, 1000), return_index=True)
     tally.drop("words at one onset", len(start) - len(unique))
     start, number, row = start[unique], number[unique], row[unique]
-    length = to_samples(duration, 1000)
+    length = to_samples(config.duration, 1000)
     windows = _Windows(
         start=start,
         block=number,
         stimulus_id=[f"{blocks[0].audio}@{ms}+{length}" for ms in to_samples(start, 1000).tolist()],
-        text=texts_inside(stimulus.text, stimulus.middle, start, start + duration),
+        text=texts_inside(stimulus.text, stimulus.middle, start, start + config.duration),
         word=[str(stimulus.text[i]) if i >= 0 else "" for i in row.tolist()],
         span=[
             Span(blocks[i].audio, blocks[i].start, blocks[i].stop, blocks[i].start - begin)
@@ -378,13 +397,27 @@ def _place(stimulus: _Stimulus, blocks: list[Block], config: SegmentConfig, guar
     return windows, left
 
 
+def _begin(stimulus: _Stimulus, block: Block, low: float, high: float, config: SegmentConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Give where windows of a block would begin, at its words or on a grid from ``low`` to ``high``, and the words' rows (-1 on a grid)."""
+    if block.split == "test" and config.test_anchors == "words":
+        row = np.flatnonzero((stimulus.onset >= block.start - EPS) & (stimulus.onset < block.stop - EPS))
+        return stimulus.onset[row] + config.tmin, row
+    stride = config.test_stride if block.split == "test" and config.test_stride else config.stride
+    start: np.ndarray = low + stride * np.arange(max(0, math.ceil((high - low) / stride - EPS)))
+    return start, np.full(len(start), -1)
+
+
+def _inside(start: np.ndarray, low: float, high: float, config: SegmentConfig) -> np.ndarray:
+    return (start >= low - EPS) & (start + config.duration <= high + EPS)
+
+
 def _find(
     recording: Recording,
     plays: list[_Play],
     duration: float,
     blocks: Mapping[str, list[Block]],
     windows: Mapping[str, _Windows],
-    left: Mapping[str, list[int]],
+    left: Mapping[str, list[tuple[int, int]]],
     config: SegmentConfig,
     guard: float,
     tally: Tally,
@@ -395,7 +428,9 @@ def _find(
     out: list[Segment] = []
     for play in plays:
         own, cut = windows[play.audio], blocks[play.audio]
-        tally.drop("window leaves the block", sum(n for n, b in zip(left[play.audio], cut, strict=True) if _overlaps(b, play)))
+        lost = [counts for counts, block in zip(left[play.audio], cut, strict=True) if _overlaps(block, play)]
+        for reason, column in zip(LEFT_OUT, zip(*lost, strict=True), strict=False):  # no rows where no block is heard
+            tally.drop(reason, sum(column))
         stop = own.start + config.duration
         touches = (stop > play.start + EPS) & (own.start < play.stop - EPS)
         inside = (own.start >= play.start - EPS) & (stop <= play.stop + EPS)

@@ -1,6 +1,8 @@
 """Batches against plain loops: order of the steps, lag, masks, targets, statistics."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -145,6 +147,22 @@ def test_statistics_come_back_from_json_to_the_last_bit(simple, tmp_path):
     (tmp_path / "statistics.json").write_text(json.dumps({"scales": {}}))
     with pytest.raises(RuntimeError, match=r"statistics.json: expected the statistics"):
         Statistics.load(tmp_path / "statistics.json")
+
+
+def test_statistics_that_cannot_be_written_leave_those_before(simple, tmp_path, monkeypatch):
+    segments, signals, tracks = simple
+    statistics, path = make_statistics(signals, tracks, segments), tmp_path / "statistics.json"
+    statistics.save(path)
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    said = r"statistics\.json \(0\.\d+ MB\): .*No space left.* MB are free\. The statistics\.json that was there before is kept"
+    with pytest.raises(RuntimeError, match=said):
+        replace(statistics, target_mean=7.0).save(path)
+    assert Statistics.load(path) == statistics
+    assert [p.name for p in tmp_path.iterdir()] == ["statistics.json"]
 
 
 def test_a_recording_without_training_windows_borrows():

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shlex
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import filelock
 import pytest
+import requests
 
 from brainspeech import download, manifests
 from brainspeech.download import Entry, fault_of, fetch
@@ -36,6 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.requests.append((path, self.headers.get("Range"), self.headers.get("If-Range")))
             fault = server.faults[path].pop(0) if server.faults[path] else {}
+        time.sleep(fault.get("silent", 0.0))
         if "status" in fault or path not in server.files:
             return self.answer(fault.get("status", 404), b"no", fault.get("headers", {}))
         body = fault.get("body", server.files[path])
@@ -241,10 +244,10 @@ def test_an_interrupt_keeps_what_is_there_and_the_next_run_goes_on(server, tmp_p
     server.faults["f3"] = [{"cut": 300_000}, *[{"status": 503, "headers": {"Retry-After": "60"}}] * 9]
     wait = download._Transfer.wait
 
-    def interrupted(self, failures, asked):
+    def interrupted(self, failures, asked, said):
         if asked:
             raise KeyboardInterrupt
-        wait(self, failures, asked)
+        wait(self, failures, asked, said)
 
     monkeypatch.setattr(download._Transfer, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -324,13 +327,104 @@ def test_a_server_that_asks_for_an_hour_has_failed(server, tmp_path):
     assert "come back in 3600 s" in outcome.reason
 
 
-def test_a_server_that_is_not_there_is_a_failure_with_its_url(tmp_path, monkeypatch):
+# ------------------------------------------------------------------------------------------------------------------------ no network
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[int]:
+    """The waits of a download, which none of them is to have."""
+    waited: list[int] = []
+    monkeypatch.setattr(download._Transfer, "wait", lambda self, failures, asked, said: waited.append(failures))
     monkeypatch.setenv("NO_PROXY", "*")
-    with Server() as server:
-        entry = server.entry("a", BODY)
-    (outcome,) = get([entry], tmp_path, tries=2)
-    assert outcome.state == "failed"
-    assert entry.url in outcome.reason
+    return waited
+
+
+def closed_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def elsewhere(path: str, host: str) -> Entry:
+    return Entry(path, 3, "", "", f"{'http' if '127.' in host else 'https'}://{host}/{path}")
+
+
+def test_a_host_without_a_name_fails_at_once(tmp_path, waits):
+    entries = [elsewhere(f"f{i}", "speech-data.invalid") for i in range(40)]
+    said = r"cannot resolve speech-data\.invalid: check the network.*--root DIR.*40 of 40 files are still to come"
+    with pytest.raises(ConnectionError, match=said):
+        get(entries, tmp_path)
+    assert waits == []
+
+
+def test_a_refused_connection_fails_at_once(tmp_path, waits):
+    host = f"127.0.0.1:{closed_port()}"
+    with pytest.raises(ConnectionError, match=rf"cannot connect to {host}: check the network"):
+        get([elsewhere("a", host)], tmp_path)
+    assert waits == []
+
+
+def test_a_proxy_that_is_not_there_is_named(tmp_path, waits, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+    with pytest.raises(ConnectionError, match=r"cannot connect to the proxy on the way to speech-data\.invalid: .*HTTPS_PROXY"):
+        get([elsewhere("a", "speech-data.invalid")], tmp_path)
+    assert waits == []
+
+
+def test_a_dead_host_is_asked_once_and_the_files_of_the_others_come(server, tmp_path, waits, monkeypatch):
+    asked: list[str] = []
+    inner = requests.Session.get
+    monkeypatch.setattr(requests.Session, "get", lambda self, url, **options: (asked.append(url), inner(self, url, **options))[1])
+    (tmp_path / "f1").write_bytes(b"abc")
+    entries = [*(elsewhere(f"f{i}", "speech-data.invalid") for i in range(9)), server.entry("here", b"abc")]
+    outcomes = get(entries, tmp_path, workers=1)
+    assert states(outcomes) == ["failed", "there", *["failed"] * 7, "fetched"]
+    assert all("cannot resolve speech-data.invalid" in o.reason and "https://" in o.reason for o in outcomes if o.state == "failed")
+    assert len(asked) == 2
+    assert waits == []
+
+
+def test_a_host_that_has_answered_before_is_waited_for(server, tmp_path, capsys, monkeypatch):
+    """The network is gone in the middle of a run: what was refused once is not refused for good."""
+    entries = [server.entry("a", BODY), server.entry("b", BODY)]
+    inner, left = requests.Session.get, [3]
+
+    def get_or_refuse(self, url, **options):
+        if url.endswith("/b") and left[0]:
+            left[0] -= 1
+            return inner(self, f"http://127.0.0.1:{closed_port()}/b", **options)
+        return inner(self, url, **options)
+
+    monkeypatch.setattr(requests.Session, "get", get_or_refuse)
+    assert states(get(entries, tmp_path, workers=1)) == ["fetched", "fetched"]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert re.fullmatch(r"b: the connection broke \(.*refused\), 0 B of 1\.0 MB are here; next try in 0 s \(failure 3 of 6 .*\)", said[2])
+
+
+def test_every_retry_is_said(server, tmp_path, capsys):
+    entry = server.entry("a", BODY)
+    server.faults["a"] = [{"status": 503}, {"cut": 300_000}, {"status": 500}]
+    assert states(get([entry], tmp_path)) == ["fetched"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in said] == [
+        "a: the server is busy (HTTP 503), 0 B of 1.0 MB are here",
+        "a: the connection was cut, 262.1 kB of 1.0 MB are here",
+        "a: the server is busy (HTTP 500), 262.1 kB of 1.0 MB are here",
+    ]
+    assert "failure 1 of 6" in said[1]  # what came since the last one starts the count again
+
+
+def test_a_server_that_says_nothing_is_asked_again(server, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", (1.0, 0.1))
+    entry = server.entry("a", BODY)
+    server.faults["a"] = [{"silent": 0.3}]
+    assert states(get([entry], tmp_path)) == ["fetched"]
+    assert "a: the connection broke (" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------------------- folder and disk

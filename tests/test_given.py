@@ -125,6 +125,48 @@ def test_equal_targets_are_one_stimulus_and_windows_of_a_block_one_split():
     assert len({(s.block, s.split) for s in segs}) == 2
 
 
+@pytest.mark.parametrize("length", [{"n_times": 90}, {"n_times": None, "usual": 90}], ids=["demanded", "usual"])
+@pytest.mark.parametrize("rate", [30.0, 15.0, 100.0])
+def test_windows_with_both_ends_counted_are_those_of_epochs(length, rate):
+    """An array is cut where the same Epochs are, and the user is told of it."""
+    n_given = round(3 * rate) + 1
+    data = 1e-6 * np.random.default_rng(0).standard_normal((2, 4, n_given))
+    epochs = mne.EpochsArray(data, mne.create_info(list(NAMES), rate, "eeg", verbose="error"), verbose="error")
+    of_epochs = given.read_windows(epochs, sfreq=30.0, **length)
+    options = {"sfreq": 30.0, "ch_names": NAMES, "from_sfreq": rate, **length}
+    if rate == 100.0:  # 301 samples are 90 at 30 Hz
+        of_array, n_cut = given.read_windows(data, **options), 0
+    else:
+        with pytest.warns(UserWarning, match=rf"Got windows of {n_given} samples at {rate:g} Hz, expected 90 at 30 Hz \(3 s\): both ends"):
+            of_array = given.read_windows(data, **options)
+        n_cut = 1 if rate == 30.0 else 2
+    assert of_array.data.shape == (2, 4, 90)
+    assert of_array.n_cut == of_epochs.n_cut == n_cut
+    np.testing.assert_array_equal(of_array.data, of_epochs.data)
+    if rate == 30.0:
+        np.testing.assert_array_equal(of_array.data, data[..., :90].astype(np.float32))
+
+
+def test_windows_of_another_length_than_usual_are_kept_whole():
+    options = {"sfreq": 30.0, "n_times": None, "ch_names": NAMES}
+    for n_given in (60, 89, 90, 92):
+        read = given.read_windows(np.ones((2, 4, n_given)), usual=90, **options)
+        assert (read.data.shape[2], read.n_cut) == (n_given, 0)
+    assert given.read_windows(np.ones((2, 4, 91)), **options).data.shape[2] == 91  # nothing is usual
+
+
+def test_targets_with_a_frame_for_each_sample_are_cut_with_the_windows():
+    """Else 91 frames would be spread over the 90 samples that are left."""
+    rng = np.random.default_rng(0)
+    windows = given.Windows(rng.standard_normal((30, 4, 30)).astype(np.float32), NAMES, ("eeg",) * 4, n_cut=1)
+    config, options = SegmentConfig(tmin=0.0, tmax=1.0, sfreq=30.0), {"subject": "1", "stimuli": None, "blocks": None}
+    targets = rng.standard_normal((30, 2, 31))
+    _, _, tracks = given.with_targets(windows, targets, config, **options)
+    assert {(track.sfreq, track.data.shape) for track in tracks.values()} == {(30.0, (2, 30))}
+    _, _, tracks = given.with_targets(windows, targets[..., :9], config, **options)
+    assert {track.sfreq for track in tracks.values()} == {9.0}
+
+
 @pytest.mark.parametrize(
     ("signal", "options", "said"),
     [
@@ -132,7 +174,8 @@ def test_equal_targets_are_one_stimulus_and_windows_of_a_block_one_split():
         (np.zeros((2, 3, 90)), {"ch_names": ["a", "b", "b"]}, "as many names, each once"),
         (np.zeros((2, 3, 90), complex), {"ch_names": list("abc")}, "must be numbers of shape"),
         (np.zeros((0, 3, 90)), {"ch_names": list("abc")}, "must be numbers of shape"),
-        (np.zeros((2, 3, 91)), {"ch_names": list("abc")}, r"Expected windows of 90 samples at 30 Hz \(3 s\), got 91"),
+        (np.zeros((2, 3, 92)), {"ch_names": list("abc")}, r"Expected windows of 90 samples at 30 Hz \(3 s\), got 92"),
+        (np.zeros((2, 3, 89)), {"ch_names": list("abc")}, r"Expected windows of 90 samples at 30 Hz \(3 s\), got 89"),
         (np.zeros((2, 3, 90)), {"ch_names": list("abc"), "from_sfreq": 60.0}, r"got 90 at 60 Hz \(1.5 s\)"),
     ],
 )

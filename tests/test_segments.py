@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,29 @@ def test_the_guard_acts_only_where_another_split_begins(toy):
             free["after"] += stop > own[i].stop - 0.7 + 1e-6
     assert free["before"] > 0
     assert free["after"] > 0
+
+
+@pytest.mark.parametrize("anchors", ["words", "grid"])
+def test_what_the_guard_takes_is_not_called_the_end_of_a_block(anchors):
+    """With and without it the same windows would leave their block; all others that are gone are counted as the filter's."""
+    reasons = ("window leaves the block", "window within the filter's reach of another split")
+    config = SegmentConfig(**RATIOS, test_anchors=anchors)
+    plain, _ = make([story("a", 60, 1.0)], config)
+    guarded, _ = make([story("a", 60, 1.0)], config, guard=1.5)
+    blocks = plain.blocks
+    edges = sum(a.split != b.split for a, b in itertools.pairwise(blocks))
+    assert edges > 2
+    assert guarded.dropped[reasons[0]] == plain.dropped[reasons[0]] > 0
+    assert reasons[1] not in plain.dropped
+    assert guarded.dropped[reasons[1]] == len(plain.segments) - len(guarded.segments) > edges
+
+
+def test_what_leaves_no_room_for_windows_is_named():
+    with pytest.raises(ValueError, match=r"reach of another split\": \d+.*The filter reaches 4 s across .*: ask for longer blocks"):
+        make([story("a", 60, 1.0)], guard=4.0)
+    rows = [sound("a", 0.0, 2.0), sound("b", 10.0, 2.5)]
+    with pytest.raises(ValueError, match=r"window of 3 s lies wholly inside one block; the longest block has 2\.5 s\. Check the durations"):
+        make([rows], SegmentConfig(test_anchors="grid"))
 
 
 def test_the_guard_also_holds_between_sounds_that_follow_each_other():

@@ -19,8 +19,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,9 +49,14 @@ UNITS = {
     "T/m": 1.0,
     "fT/cm": 1e-13,
 }
+PLAIN_UNITS = ("V", "T", "T/m")
 CHANNEL_TYPES = ("eeg", "mag", "grad", "ref_meg", "eog", "ecg", "emg", "stim", "misc")
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 ARRAY_FILES = (".mat", ".npz", ".npy")
+# Recordings in a format of their own, which MNE reads and this dataset does not.
+RAW_FILES = (".fif", ".fif.gz", ".vhdr", ".eeg", ".edf", ".bdf", ".gdf", ".set", ".cnt", ".mff", ".ds", ".con", ".sqd", ".nxe")
+# Between which interquartile ranges (the median over channels) a recording can be, in V, T or T/m, and the unit that is likely otherwise.
+PLAUSIBLE = {"eeg": (1e-9, 0.1, "V", "uV"), "mag": (1e-17, 1e-5, "T", "fT"), "grad": (1e-15, 1e-3, "T/m", "fT/cm")}
 TEXT_COLUMNS = ("kind", "text", "audio", "sequence")
 
 PathLike = str | os.PathLike
@@ -84,8 +90,9 @@ class ArrayRecording:
         One name per channel of ``signal``. None: those of ``montage`` in its order, else EEG001, EEG002 ...
     ch_types : str or sequence of str
         One of ``CHANNEL_TYPES`` for all channels, or one each, those of ``extra`` last.
-    unit : str, float or sequence of these
-        Unit of the samples (``UNITS``), or the factor to V, T or T/m: one for all channels, or one each.
+    unit : str, float or sequence of these, optional
+        Unit of the samples (``UNITS``), or the factor to V, T or T/m: one for all channels, or one each. None: V, T or T/m. EEG or
+        MEG of an impossible size is warned of, unless the unit is V, T or T/m in so many words, a number, or one each.
     montage : str, optional
         Name of an MNE montage that has a position for every EEG channel of ``signal``.
     positions : array, shape (n_channels, 3), optional
@@ -104,7 +111,7 @@ class ArrayRecording:
     extra: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
     ch_names: Sequence[str] | None = field(default=None, kw_only=True)
     ch_types: str | Sequence[str] = field(default="eeg", kw_only=True)
-    unit: str | float | Sequence[str | float] = field(default=1.0, kw_only=True)
+    unit: str | float | Sequence[str | float] | None = field(default=None, kw_only=True)
     montage: str | None = field(default=None, kw_only=True)
     positions: np.ndarray | None = field(default=None, kw_only=True)
 
@@ -168,10 +175,13 @@ class ArraysDataset(Dataset):
         super().__init__(root)
         self._given: dict[str, ArrayRecording] = {}
         self._recordings: dict[str, Recording] = {}
+        if isinstance(recordings, Mapping | ArrayRecording | str | os.PathLike):
+            raise ValueError(f"{name}: recordings is a list with one dict for each, got a {type(recordings).__name__}; put it into [ ].")
         for index, item in enumerate(recordings):
-            given = _from_fields(ArrayRecording, item, where=f"{name}: recording {index}")
-            path = os.fspath(given.signal) if isinstance(given.signal, str | os.PathLike) else ""
-            recording = Recording(name, str(given.subject), str(given.session), str(given.run), path)
+            where = f"{name}: recording {index}"
+            _refuse_raw(item, where)
+            given = _from_fields(ArrayRecording, item, where=where)
+            recording = _name(name, given, where)
             if recording.uid in self._given:
                 raise ValueError(f"{recording.uid}: two recordings have this subject, session and run; give them different runs.")
             _check_recording(given, recording.uid)
@@ -189,7 +199,8 @@ class ArraysDataset(Dataset):
         n_main = len(parts[0])
         data = np.concatenate(parts).astype(np.float64)
         types = [given.ch_types] * len(names) if isinstance(given.ch_types, str) else list(given.ch_types)
-        units = [given.unit] * len(names) if isinstance(given.unit, str | float | int) else list(given.unit)
+        unit = 1.0 if given.unit is None else given.unit
+        units = [unit] * len(names) if isinstance(unit, str | float | int) else list(unit)
         for label, values in (("ch_types", types), ("unit", units)):
             if len(values) != len(names):
                 raise ValueError(f"{uid}: expected one {label} or {len(names)} (channels of extra included), got {len(values)}.")
@@ -202,32 +213,38 @@ class ArraysDataset(Dataset):
             _place_on_montage(info, given.montage, n_main, uid)
         elif given.positions is not None:
             _place_at(info, given.positions, n_main, uid)
+        if given.unit is None or (isinstance(given.unit, str) and given.unit not in PLAIN_UNITS):
+            _warn_of_unit(data, types, "no unit" if given.unit is None else f"unit={given.unit!r}", uid)
         return mne.io.RawArray(data, info, verbose="error")
 
     def read_events(self, recording: Recording) -> pd.DataFrame:
         """Read what was heard; events beyond the end of the recording are kept."""
         given, uid = self._lookup(recording), recording.uid
-        if isinstance(given.events, str | os.PathLike):
-            table = _read_table(self._existing(given.events, uid), uid)
-        elif isinstance(given.events, pd.DataFrame):
-            table = given.events
-        else:
-            return events_table.make(given.events, uid=uid)
-        return events_table.make(table.to_dict("records"), uid=uid)
+        rows: Any = given.events
+        if isinstance(rows, str | os.PathLike):
+            path = self._existing(rows, uid)
+            uid = f"{uid} ({path.name})"
+            rows = _read_table(path, uid)
+        if isinstance(rows, pd.DataFrame):
+            rows = rows.to_dict("records")
+        rows = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, mne.Annotations) else [rows]
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise ValueError(
+                f"{uid}: events are a DataFrame, a list of dicts or a .csv or .tsv file with the columns "
+                f"{', '.join(events_table.COLUMNS)}, got {type(given.events).__name__}; write a row for each sound and word."
+            )
+        return events_table.make(rows, uid=uid)
 
     def read_stimulus(self, audio: str) -> tuple[np.ndarray, float]:
         """Read a stimulus: shape (n_rows, n_samples), and its rate."""
         if audio not in self._stimuli:
-            return super().read_stimulus(audio)
+            return read_sound(self._stimulus_path(audio), f"{self.name}: stimulus {audio!r}")
         given, where = self._stimuli[audio], f"{self.name}: stimulus {audio!r}"
         values: Any = given.data
         if isinstance(values, str | os.PathLike):
             path = self._existing(values, where)
             if path.suffix.lower() in SOUND_FILES:
-                import soundfile
-
-                data, sfreq = soundfile.read(path, dtype="float32", always_2d=True)
-                return np.ascontiguousarray(data.T), float(sfreq)
+                return read_sound(path, where)
             values = _read_variable(path, given.key, where)
             where = f"{where} ({path.name})"
         return _as_rows(values, given, where), float(given.sfreq)  # type: ignore[arg-type]
@@ -236,6 +253,7 @@ class ArraysDataset(Dataset):
         """Identify a recording by the bytes of its array or the identity of its file, and by all that was said about it."""
         given = self._lookup(recording)
         said = {f.name: getattr(given, f.name) for f in fields(given) if f.name not in ("signal", "events", "positions")}
+        said["unit"] = 1.0 if given.unit is None else given.unit
         said["positions"] = None if given.positions is None else _hash_array(given.positions)
         return digest(["arrays", recording.uid, self._identify(given.signal, recording.uid), _plain(said)])
 
@@ -254,7 +272,14 @@ class ArraysDataset(Dataset):
                 f"{self.name}: the stimulus {audio!r} is not among those given ({known}), and there is no root folder to look in; "
                 f"add it to stimuli= or give root=."
             )
-        return super()._stimulus_path(audio)
+        try:
+            return super()._stimulus_path(audio)
+        except FileNotFoundError as error:
+            near = sorted(p.name for p in (self.root / audio).parent.glob("*") if p.stem == Path(audio).stem and p.is_file())
+            like = f" There is {', '.join(near)}: events name a sound by its whole file name." if near else ""
+            raise FileNotFoundError(
+                f"{error}{like} Put the file there, correct the name in the events, or say where it is: stimuli={{{audio!r}: PATH}}."
+            ) from error
 
     def _lookup(self, recording: Recording) -> ArrayRecording:
         if recording.uid not in self._given:
@@ -263,6 +288,8 @@ class ArraysDataset(Dataset):
 
     def _existing(self, path: PathLike, where: str) -> Path:
         full = Path(path) if self.root is None else self.root / path
+        if full.is_dir():
+            raise ValueError(f"{where}: {full} is a folder, expected a file; give a recording for each file in it.")
         if not full.is_file():
             hint = "the working directory" if self.root is None else f"root={str(self.root)!r}"
             raise FileNotFoundError(f"{where}: the file {full} is missing; paths start from {hint}.")
@@ -290,19 +317,88 @@ class ArraysDataset(Dataset):
         return parts, names
 
 
+def _refuse_raw(item: Any, where: str) -> None:
+    """Raise ValueError, with the way to go, where a recording is given as a Raw or as a file that MNE reads."""
+    values = item.values() if isinstance(item, Mapping) else [getattr(item, "signal", item)]
+    for value in values:
+        if hasattr(value, "info") and hasattr(value, "get_data"):
+            said = f"an mne {type(value).__name__}"
+            if hasattr(value, "events"):
+                cure = "Give whole recordings here; SpeechDecoder.fit takes Epochs with their targets."
+            else:
+                cure = (
+                    "Write a dataset whose read_raw gives it (docs/howto/bring_your_own_data.md, 'A Raw or a .fif file'; "
+                    "docs/howto/add_dataset.md); or give signal=raw.get_data(), sfreq=raw.info['sfreq'], ch_names=raw.ch_names, "
+                    "ch_types=raw.get_channel_types(), which leaves bad channels in and positions out."
+                )
+        elif isinstance(value, str | os.PathLike) and os.fspath(value).lower().endswith(RAW_FILES):
+            said = f"the file {os.fspath(value)}"
+            cure = (
+                "Write a dataset whose read_raw opens it with MNE (docs/howto/bring_your_own_data.md, 'A Raw or a .fif file'; "
+                "docs/howto/add_dataset.md); a BIDS folder needs none (load('bids', root))."
+            )
+        else:
+            continue
+        raise ValueError(f"{where}: got {said}, expected an array of samples or a {', '.join(ARRAY_FILES)} file in signal. {cure}")
+
+
+def _name(dataset: str, given: ArrayRecording, where: str) -> Recording:
+    """Name a recording; ``sub-01`` is the subject 01."""
+    path = os.fspath(given.signal) if isinstance(given.signal, str | os.PathLike) else ""
+    subject, session = str(given.subject).removeprefix("sub-"), str(given.session).removeprefix("ses-")
+    if given.subject is None or not subject:
+        raise ValueError(f"{where}: subject is a label such as '01', got {given.subject!r}.")
+    try:
+        return Recording(dataset, subject, session, str(given.run).removeprefix("run-"), path)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _warn_of_unit(data: np.ndarray, types: Sequence[str], said: str, uid: str) -> None:
+    """Warn of EEG that cannot be in volt, and of MEG that cannot be in tesla."""
+    for kind, (low, high, unit, likely) in PLAUSIBLE.items():
+        own = data[[of == kind for of in types], :: max(1, data.shape[1] // 20_000)]
+        own = own[np.isfinite(own).all(axis=1)]  # preprocess counts the others
+        if not own.size:
+            continue
+        spread = float(np.median(np.subtract(*np.quantile(own, [0.75, 0.25], axis=1))))
+        if spread and not low <= spread <= high:
+            warnings.warn(
+                f"{uid}: {said} is said, and half of the samples of a channel lie within {spread:.2g} {unit}, which is no {kind}. Say "
+                f"the unit of the samples, such as unit={likely!r}; unit={unit!r} is taken without a word.",
+                stacklevel=3,
+            )
+
+
+def read_sound(path: Path, where: str) -> tuple[np.ndarray, float]:
+    """Read a sound file, shape (n_audio_channels, n_samples), and its rate."""
+    import soundfile
+
+    try:
+        data, sfreq = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        size = path.stat().st_size
+        raise RuntimeError(
+            f"{where}: {path} ({size} bytes) cannot be read as sound ({error.error_string}). Fetch it again, or convert it to .wav."
+        ) from error
+    return np.ascontiguousarray(data.T), float(sfreq)
+
+
 def _from_fields(kind: type[T], item: T | Mapping[str, Any], *, where: str) -> T:
     if isinstance(item, kind):
         return item
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(item, Mapping):
-        raise ValueError(f"{where}: expected a {kind.__name__} or a dict with its fields, got {type(item).__name__}.")
+        raise ValueError(f"{where}: expected an {kind.__name__} or a dict with its fields, got {type(item).__name__}.")
     unknown = sorted(set(item) - set(known))
     if unknown:
         raise ValueError(f"{where}: unknown fields {', '.join(map(str, unknown))}; the fields are {', '.join(known)}.")
-    try:
-        return kind(**item)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}; the fields are {', '.join(known)}.") from error
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    lacking = [name for name in needed if name not in item]
+    if lacking:
+        got = ", ".join(map(str, item)) or "nothing"
+        raise ValueError(f"{where}: {', '.join(lacking)} must be given, got {got}; the fields are {', '.join(known)}.")
+    return kind(**item)
 
 
 def _as_stimulus(item: Any, *, where: str) -> ArrayStimulus:
@@ -340,7 +436,9 @@ def _check_recording(given: ArrayRecording, uid: str) -> None:
         raise ValueError(f"{uid}: got both a montage and positions; give one of them.")
     if isinstance(given.signal, str | os.PathLike):
         if Path(given.signal).suffix.lower() not in ARRAY_FILES:
-            raise ValueError(f"{uid}: expected an array or a file that ends in {', '.join(ARRAY_FILES)}, got {given.signal}.")
+            raise ValueError(
+                f"{uid}: expected an array or a file that ends in {', '.join(ARRAY_FILES)}, got {given.signal}. Read it, give the array."
+            )
         return
     if given.extra or given.key is not None:
         raise ValueError(f"{uid}: key and extra name variables of a file, but the signal is an array; append further channels to it.")
@@ -363,7 +461,8 @@ def _as_channels(values: Any, given: ArrayRecording, where: str, *, n_expected: 
     if array.ndim == 1 and n_expected == 1:
         array = array[None] if given.time_axis == 1 else array[:, None]
     if array.ndim != 2:
-        raise ValueError(f"{where}: expected a two-dimensional array of channels and samples, got the shape {array.shape}.")
+        cure = "; give one continuous recording, not windows of it (SpeechDecoder.fit takes windows)" if array.ndim == 3 else ""
+        raise ValueError(f"{where}: expected a two-dimensional array of channels and samples, got the shape {array.shape}{cure}.")
     shape = array.shape
     array = array if given.time_axis == 1 else array.T
     order = "(n_channels, n_times)" if given.time_axis == 1 else "(n_times, n_channels)"
@@ -415,7 +514,9 @@ def _as_numbers(values: Any, where: str) -> np.ndarray:
     array = np.asarray(values) if not isinstance(values, list | dict) else np.asarray(None)
     if array.dtype.kind not in "fiub":
         kind = type(values).__name__ if array.dtype == object else str(array.dtype)
-        raise ValueError(f"{where}: expected an array of real numbers, got {kind}; name the right variable in key.")
+        raise ValueError(
+            f"{where}: expected an array of real numbers, got {kind}; name the right variable of a file in key, or give a numpy array."
+        )
     return array
 
 
@@ -443,6 +544,11 @@ def _unit_factor(unit: str | float, uid: str) -> float:
 
 
 def _montage(name: str, where: str) -> mne.channels.DigMontage:
+    if isinstance(name, mne.channels.DigMontage):
+        raise ValueError(
+            f"{where}: montage is a name, such as 'biosemi128', got a DigMontage; give its places as positions="
+            "[montage.get_positions()['ch_pos'][name] for name in ch_names]."
+        )
     known = mne.channels.get_builtin_montages()
     if name not in known:
         raise ValueError(f"{where}: montage must be one of {', '.join(known)}, got {name!r}.")
@@ -464,7 +570,11 @@ def _place_on_montage(info: mne.Info, name: str, n_main: int, uid: str) -> None:
 
 
 def _place_at(info: mne.Info, positions: np.ndarray, n_main: int, uid: str) -> None:
-    places = np.asarray(positions, dtype=np.float64)
+    try:
+        places = np.asarray(positions, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        got = type(positions).__name__
+        raise ValueError(f"{uid}: positions are an array ({n_main}, 3) in the order of the channels, got a {got}.") from error
     n_all = len(info.ch_names)
     if places.shape not in ((n_main, 3), (n_all, 3)):
         raise ValueError(f"{uid}: expected positions of shape ({n_main}, 3), got {places.shape}.")

@@ -41,6 +41,8 @@ class Dataset(ABC):
         self.root = None if root is None else Path(root)
         self.excluded: dict[str, str] = {}
         self.notes: list[str] = []
+        if self.root is not None and self.root.is_file():
+            raise ValueError(f"{self.name}: {self.root} is a file, expected the dataset's folder.")
         if self.root is not None and not self.root.is_dir():
             raise FileNotFoundError(f"{self.name}: the folder {self.root} does not exist.")
 

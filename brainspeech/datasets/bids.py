@@ -29,6 +29,7 @@ from brainspeech.cache import digest, file_identity
 from brainspeech.listing import some
 from brainspeech.records import Recording
 
+from .arrays import read_sound
 from .base import Dataset
 from .bids_events import SHOWN, SOUND_FILES, Stimuli, Understood, absent, check_options, faults_of, interpret, place
 from .bids_files import DATATYPES, Files, read_json, read_tsv, scan
@@ -133,7 +134,7 @@ class BidsDataset(Dataset):
             have = ", ".join(f"{n} {kind}" for kind, n in Counter(f.datatype for f in every).items()) or "none of MEG or EEG"
             raise ValueError(
                 f"{self.name}: no recording in {self.root} for datatype={self.datatype!r}, task={self.tasks}; it has {have}. Expected "
-                "files such as sub-01/[ses-1/]eeg/sub-01_task-listening_eeg.vhdr."
+                f"files such as sub-01/[ses-1/]eeg/sub-01_task-listening_eeg.vhdr.{_other_root(self.root)}"
             )
 
     def _name(self, found: Files, *, several: bool) -> Recording:
@@ -190,7 +191,15 @@ class BidsDataset(Dataset):
                 warnings.simplefilter("always")
                 raw = mne_bids.read_raw_bids(path, verbose="warning")
         except (RuntimeError, ValueError, KeyError, OSError) as error:
-            raise RuntimeError(f"{uid}: mne-bids cannot read {recording.path}: {type(error).__name__}: {error}") from error
+            raise RuntimeError(
+                f"{uid}: mne-bids cannot read {recording.path}: {type(error).__name__}: {error}. Correct the file that this speaks of "
+                "(it may be channels.tsv, events.tsv, electrodes.tsv or a .json beside it), or fetch it again."
+            ) from error
+        if not raw.n_times:
+            size = sum(p.stat().st_size for p in found.own if p.is_file())
+            raise RuntimeError(
+                f"{uid}: {recording.path} holds no samples (it and the files beside it have {size} bytes). It is cut off: fetch it again."
+            )
         for warning in said:
             if not PLACES.match(str(warning.message)):
                 self._note(uid, f"mne-bids: {warning.message}")
@@ -211,6 +220,9 @@ class BidsDataset(Dataset):
     def _unlisted(self, found: Files, raw: mne.io.BaseRaw) -> list[str]:
         """Name the brain channels of a file that its channels.tsv does not know; they have the type that the file gives them."""
         table = found.channels()
+        if table is not None and "name" not in table:
+            path = found.inherited("channels", ".tsv")
+            raise RuntimeError(f"{path}: expected the columns name, type and units, got {', '.join(table.columns)}. Correct the file.")
         listed = set() if table is None else set(table["name"])
         brain = mne.pick_types(raw.info, meg=True, eeg=True, ref_meg=False, exclude=())
         return [] if table is None else [raw.ch_names[i] for i in brain if raw.ch_names[i] not in listed]
@@ -245,6 +257,10 @@ class BidsDataset(Dataset):
         eeg = {raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True, exclude=())}
         montage = mne.channels.make_dig_montage({k: v for k, v in known.items() if k in eeg}, coord_frame="head")
         raw.set_montage(montage, on_missing="ignore", verbose="error")
+
+    def read_stimulus(self, audio: str) -> tuple[np.ndarray, float]:
+        """Read a stimulus, shape (n_audio_channels, n_samples), and its rate."""
+        return read_sound(self._stimulus_path(audio), f"{self.name}: stimulus {audio!r}")
 
     def duration(self, recording: Recording) -> float:
         """Give the length in seconds from the recording's header or, where it has not been fetched, from its JSON file."""
@@ -295,6 +311,8 @@ class BidsDataset(Dataset):
         path = found.inherited("events", ".tsv")
         if path is None:
             return Understood(pd.DataFrame(), faults=[f"No events.tsv for {found.stem}; expected {found.folder / found.stem}_events.tsv."])
+        if path.is_dir():
+            return Understood(pd.DataFrame(), faults=[f"{path} is a folder, expected a table of tab-separated columns."])
         first = interpret(self._table(path), columns=self.columns, kinds=self.kinds)
         table = first.table.copy()
         table["audio"] = [self.stimuli.locate(name) for name in table["audio"]]
@@ -494,3 +512,13 @@ def _endless(audios: list[str], root: Path) -> str:
         f"{len(audios)} sounds have no duration in the events, and their files are not in {root} or are no sound files: {_some(audios)}. "
         "Fetch them, or write the durations."
     )
+
+
+def _other_root(root: Path) -> str:
+    """Say which folder was meant, where it is the one above or one of those below."""
+    full = root.resolve()
+    above = next((folder.parent for folder in (full, *full.parents) if folder.name.startswith("sub-")), None)
+    below = sorted({path.parent.name for path in root.glob("*/sub-*") if path.is_dir()})
+    if above is not None:
+        return f" Give the folder of the whole study: {above}."
+    return f" There are subjects in {root / below[0]}: give that folder." if below else ""

@@ -19,8 +19,9 @@ import numpy as np
 from brainspeech import figures, statistics
 from brainspeech.evaluate import FEW_BLOCKS, RetrievalReport, plain
 from brainspeech.figures import Picture, label, percent
+from brainspeech.writing import put
 
-from .files import Ranks, load, load_ranks, put
+from .files import Ranks, load, load_ranks
 from .page import document, itemise, show, tabulate
 from .words import many, markdown_table, plain_table, say_entry, say_p
 

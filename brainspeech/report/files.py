@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from brainspeech import figures
 from brainspeech.evaluate import RetrievalReport, plain
 from brainspeech.prediction import TestSet
 from brainspeech.retrieval import ranks_from_scores
+from brainspeech.writing import put
 
 from .page import page
 from .words import markdown
@@ -59,32 +59,6 @@ def write(report: RetrievalReport, folder: str | os.PathLike, *, history: Histor
     for name, content in files.items():
         put(folder / name, content)
     return [folder / name for name in files]
-
-
-def put(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all.
-
-    Raises
-    ------
-    RuntimeError
-        If it cannot be written, as on a full disk; nothing half-written is left.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        temporary.chmod(0o644)  # a temporary file is private, a report is not
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RuntimeError(
-            f"Could not write {path} ({len(content) / 1e6:.1f} MB): {error}. What was finished is kept. Free some space and give the same "
-            "command again."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def load(folder: str | os.PathLike) -> RetrievalReport:

@@ -24,7 +24,7 @@ def samples():
 
 
 def make(signal, *, root=None, stimuli=None, **fields):
-    fields = {"subject": "01", "signal": signal, "sfreq": 128.0, "events": [SOUND, WORD], **fields}
+    fields = {"subject": "01", "signal": signal, "sfreq": 128.0, "events": [SOUND, WORD], "unit": "V", **fields}
     return ArraysDataset(root, recordings=[fields], stimuli=stimuli)
 
 
@@ -133,11 +133,25 @@ def test_matlab_v73_reads_like_v5(tmp_path, samples):
         ({"time_axis": 2}, "time_axis must be 0 or 1"),
         ({"ch_types": "brain"}, "channel types must be among.*got brain"),
         ({"montage": "biosemi16"}, "16 positions, the signal 4 channels"),
+        (
+            {"montage": mne.channels.make_standard_montage("biosemi16")},
+            r"montage is a name.*got a DigMontage; give its places",
+        ),
         ({"montage": "mycap"}, "montage must be one of.*'mycap'"),
         ({"montage": "biosemi16", "positions": np.zeros((4, 3))}, "both a montage and positions"),
         ({"key": "eeg"}, "name variables of a file"),
         ({"extra": {"mast": ["M1"]}}, "name variables of a file"),
-        ({"signal": "s.edf"}, "a file that ends in .mat, .npz, .npy, got s.edf"),
+        ({"signal": "s.csv"}, "a file that ends in .mat, .npz, .npy, got s.csv. Read it, give the array"),
+        (
+            {"signal": "s.edf"},
+            r"got the file s\.edf, expected an array of samples or a \.mat.*read_raw.*add_dataset\.md",
+        ),
+        ({"signal": "sub/s_raw.FIF.gz"}, r"got the file sub/s_raw\.FIF\.gz, .*add_dataset\.md"),
+        ({"raw": Path("s_raw.fif")}, r"recording 0: got the file s_raw\.fif, .*'A Raw or a \.fif file'"),
+        ({"signal": np.ones((4, 640)).tolist()}, "got list; .*give a numpy array"),
+        ({"signal": np.ones((9, 4, 640))}, r"shape \(9, 4, 640\); give one continuous recording"),
+        ({"subject": None}, "recording 0: subject is a label such as '01', got None"),
+        ({"subject": "a/b"}, "recording 0: The subject of a recording must not contain '/'"),
         ({"fs": 128}, "unknown fields fs; the fields are subject"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
@@ -157,6 +171,7 @@ def test_mistakes_found_without_reading(samples, fields, message):
         ({"ch_names": list("aabc")}, "unique, got a more"),
         ({"ch_names": ["Fp1", "Oz", "HEOG", "Pz"], "montage": "biosemi16"}, "1 EEG channels have no position.*HEOG"),
         ({"ch_names": ["Fp1", "Oz", "Cz", "Pz"], "montage": "biosemi16", "ch_types": "mag"}, "there are none; give positions"),
+        ({"positions": {"EEG001": (0, 0, 0.1)}}, r"positions are an array \(4, 3\).*got a dict"),
         ({"positions": np.zeros((3, 3))}, r"positions of shape \(4, 3\), got \(3, 3\)"),
         ({"positions": np.full((4, 3), 80.0)}, "in metres.*divide millimetres"),
     ],
@@ -165,6 +180,65 @@ def test_mistakes_found_without_reading(samples, fields, message):
 def test_mistakes_found_on_reading(samples, fields, message):
     with pytest.raises(ValueError, match=f"arrays/sub-01.*{message}"):
         read(make(samples, **fields))
+
+
+def test_what_mne_reads_is_refused_with_the_way_to_go(samples):
+    """Also where the user takes other fields to follow from it."""
+    info = mne.create_info(4, 128.0, "eeg")
+    raw = mne.io.RawArray(samples, info, verbose="error")
+    for fields in ({"signal": raw}, {"raw": raw}):
+        with pytest.raises(ValueError, match=r"arrays: recording 0: got an mne RawArray, .*read_raw.*signal=raw\.get_data\(\), sfreq="):
+            ArraysDataset(recordings=[{"subject": "01", "events": [], **fields}])
+    with pytest.raises(ValueError, match="got an mne RawArray"):
+        ArraysDataset(recordings=[ArrayRecording("01", raw, 128.0, [])])
+    epochs = mne.EpochsArray(np.stack([samples, samples]), info, verbose="error")
+    with pytest.raises(ValueError, match=r"got an mne EpochsArray, .*SpeechDecoder\.fit takes Epochs"):
+        make(epochs)
+    # What the message says works.
+    fields = {"signal": raw.get_data(), "sfreq": raw.info["sfreq"], "ch_names": raw.ch_names, "ch_types": raw.get_channel_types()}
+    assert read(make(**fields)).ch_names == raw.ch_names
+
+
+def test_recordings_that_are_no_list_and_fields_that_are_not_there(samples):
+    with pytest.raises(ValueError, match=r"recordings is a list with one dict for each, got a dict; put it into \[ \]"):
+        ArraysDataset(recordings={"subject": "01", "signal": samples, "sfreq": 128.0, "events": []})
+    with pytest.raises(ValueError, match="recording 1: sfreq, events must be given, got subject, signal; the fields are"):
+        ArraysDataset(recordings=[ArrayRecording("00", samples, 128, []), {"subject": "01", "signal": samples}])
+
+
+def test_labels_as_bids_writes_them(samples):
+    dataset = make(samples, subject="sub-01", session="ses-a", run="run-2")
+    assert dataset.recordings()[0].uid == "arrays/sub-01/ses-a/run-2"
+    with pytest.raises(ValueError, match="arrays/sub-01: two recordings"):
+        ArraysDataset(recordings=[ArrayRecording(subject, samples, 128.0, []) for subject in ("01", "sub-01")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "said"),
+    [
+        ("eeg", 1.0, "within 14 V, which is no eeg.*unit='uV'"),
+        ("eeg", 1e-12, "V, which is no eeg"),
+        ("mag", 1e2, "T, which is no mag.*unit='fT'"),
+        ("grad", 1.0, "T/m, which is no grad.*unit='fT/cm'"),
+    ],
+)
+def test_samples_that_cannot_be_in_volt_or_tesla_are_warned_of(samples, kind, factor, said):
+    samples[0, :9] = np.nan
+    with pytest.warns(UserWarning, match=f"arrays/sub-01: no unit is said, .*{said}"):
+        read(make(factor * samples, unit=None, ch_types=kind))
+    if factor == 1e-12:
+        with pytest.warns(UserWarning, match="unit='uV' is said"):
+            read(make(1e6 * factor * samples, unit="uV", ch_types=kind))  # which is in volt
+    for unit in ("V", 1.0, ["V"] * 4):
+        read(make(factor * samples, unit=unit, ch_types=kind))  # who says it knows it
+
+
+def test_samples_in_volt_and_tesla_need_no_unit(samples):
+    drift = np.linspace(0, 0.02, 640)  # 20 mV, as of an electrode that dries
+    for kind, size in (("eeg", 1e-6), ("mag", 1e-13), ("grad", 1e-12), ("misc", 1.0)):
+        raw = read(make(size * samples / 10 + (drift if kind == "eeg" else 0), unit=None, ch_types=kind))
+        assert raw.get_channel_types() == [kind] * 4
+    read(make(np.zeros((4, 640)), unit=None))  # flat: preprocess says it
 
 
 def test_two_recordings_with_one_uid_are_refused(samples):
@@ -212,6 +286,54 @@ def test_events_from_a_table_keep_words_that_look_like_nothing(tmp_path, samples
     assert table["audio_onset"].tolist() == [0.0, 1.5, 2.0]
     from_frame = make(samples, events=pd.DataFrame(rows))
     pd.testing.assert_frame_equal(from_frame.read_events(from_frame.recordings()[0]), table)
+
+
+@pytest.mark.parametrize("events", [None, 3, mne.Annotations([1.0], [0.5], ["tea"]), np.zeros((3, 3)), ["tea"]], ids=type)
+def test_events_of_another_form_are_named(samples, events):
+    dataset = make(samples, events=events)
+    with pytest.raises(ValueError, match=r"arrays/sub-01: events are a DataFrame, a list of dicts .*kind, onset.*got .*; write a row for"):
+        dataset.read_events(dataset.recordings()[0])
+
+
+def test_a_fault_of_a_table_names_its_file(tmp_path, samples):
+    pd.DataFrame([SOUND, WORD]).drop(columns="onset").to_csv(tmp_path / "e.csv")
+    dataset = make(samples, root=tmp_path, events="e.csv")
+    with pytest.raises(ValueError, match=r"arrays/sub-01 \(e\.csv\): .*missing \['onset'\]"):
+        dataset.read_events(dataset.recordings()[0])
+
+
+def test_a_folder_in_a_files_place(tmp_path, samples):
+    (tmp_path / "s.npz").mkdir()
+    dataset = make("s.npz", root=tmp_path, events="s.npz")
+    for call in (dataset.read_raw, dataset.read_events, dataset.fingerprint):
+        with pytest.raises(ValueError, match=r"arrays/sub-01: .*s\.npz is a folder, expected a file; give a recording for each"):
+            call(dataset.recordings()[0])
+
+
+def test_sounds_that_cannot_be_read(tmp_path, samples):
+    (tmp_path / "torn.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / "story.wav", np.zeros(100), 8000)
+    dataset = make(samples, root=tmp_path, stimuli={"b": "torn.wav"})
+    for name in ("b", "torn.wav"):
+        with pytest.raises(RuntimeError, match=rf"stimulus '{name}': .*torn\.wav \(4 bytes\) cannot be read as sound .*Fetch it again"):
+            dataset.read_stimulus(name)
+    with pytest.raises(
+        FileNotFoundError, match=r"'story' is missing.* There is story\.wav: events name a sound by its whole.* stimuli=\{'story'"
+    ):
+        dataset.stimulus_fingerprint("story")
+
+
+def test_names_in_any_script(tmp_path, samples):
+    root = tmp_path / "données 数据"
+    root.mkdir()
+    np.savez(root / "sujet é.npz", eeg=samples)
+    soundfile.write(root / "histoire ñ.wav", np.zeros(800), 8000)
+    rows = [SOUND | {"audio": "histoire ñ.wav"}, WORD | {"text": "thé"}]
+    pd.DataFrame(rows).to_csv(root / "é.csv", index=False)
+    dataset = make("sujet é.npz", root=root, key="eeg", events="é.csv", subject="é")
+    assert read(dataset).n_times == 640
+    assert dataset.read_events(dataset.recordings()[0])["text"].tolist() == ["", "thé"]
+    assert dataset.read_stimulus("histoire ñ.wav")[0].shape == (1, 800)
 
 
 def test_events_beyond_the_end_are_kept_and_bad_ones_refused(samples):

@@ -468,6 +468,61 @@ def test_a_damaged_recording(listening, tmp_path):
         dataset.read_raw(dataset.recordings()[0])
 
 
+def damaged(listening, tmp_path, name, content):
+    """Put something else in place of a file of the first recording, or a folder, and open the dataset."""
+    root = copy(listening, tmp_path)
+    path = root / "sub-01" / "eeg" / f"sub-01_task-listening_run-01_{name}"
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    dataset = datasets.load("bids", root)
+    return dataset, dataset.recordings()[0]
+
+
+def test_a_recording_that_was_cut_off(listening, tmp_path):
+    dataset, recording = damaged(listening, tmp_path, "eeg.eeg", b"")
+    with pytest.raises(
+        RuntimeError, match=r"sub-01/run-01: sub-01/eeg/.*vhdr holds no samples \(.* bytes\)\. It is cut off: fetch it again"
+    ):
+        dataset.read_raw(recording)
+
+
+def test_sidecar_files_that_are_none(listening, tmp_path):
+    dataset, recording = damaged(listening, tmp_path / "a", "channels.tsv", b"nothing\n")
+    with pytest.raises(RuntimeError, match=r"channels\.tsv: expected the columns name, type and units, got nothing"):
+        dataset.read_raw(recording)
+    dataset, recording = damaged(listening, tmp_path / "b", "events.tsv", None)
+    with pytest.raises(RuntimeError, match=r"listening/sub-01/run-01: .*events\.tsv is a folder, expected a table"):
+        dataset.read_events(recording)
+    assert "events.tsv is a folder" in dataset.understand()["missing"][0]
+    table = b"onset\tduration\ttrial_type\tstim_file\tword\n1.0\t9.0\tsound\tnorth.wav\tn/a\n-1.0\t0.4\tword\tn/a\ttea\n"
+    dataset, recording = damaged(listening, tmp_path / "c", "events.tsv", table)
+    with pytest.raises(ValueError, match=r"sub-01/run-01: 1 events .*'tea' at -1\.0 s"):
+        dataset.read_events(recording)
+
+
+def test_a_sound_that_cannot_be_read(listening, tmp_path):
+    root = copy(listening, tmp_path)
+    (root / "stimuli" / "north.wav").write_bytes(b"RIFF")
+    with pytest.raises(RuntimeError, match=r"listening: stimulus 'stimuli/north\.wav': .* \(4 bytes\) cannot be read as sound"):
+        datasets.load("bids", root).read_stimulus("stimuli/north.wav")
+
+
+def test_a_folder_above_or_below_the_study_is_named(listening, tmp_path):
+    root = copy(listening, tmp_path)
+    with pytest.raises(ValueError, match=rf"Give the folder of the whole study: {root}\."):
+        datasets.load("bids", root / "sub-01" / "eeg")
+    with pytest.raises(ValueError, match=rf"There are subjects in {root}: give that folder"):
+        datasets.load("bids", root.parent)
+
+
+def test_a_folder_whose_name_is_in_another_script(listening, tmp_path):
+    root = copy(listening, tmp_path)
+    root = root.rename(root.parent / "étude 数据")
+    dataset = datasets.load("bids", root)
+    assert len(dataset.read_events(dataset.recordings()[0])) > 10
+    assert dataset.read_raw(dataset.recordings()[0]).n_times == 6000
+
+
 def test_from_a_folder_to_a_report(listening, tmp_path):
     """The whole flow, made small."""
     recipe = Recipe(
