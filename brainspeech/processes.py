@@ -39,6 +39,9 @@ PATIENCE = timedelta(days=7)
 APART = timedelta(minutes=5)
 LONGEST = 2000  # bytes of an error's text that other processes are told
 
+# Where processes leave word for each other outside of the order of their work: one, from ``start`` on.
+_boards: list[dist.Store] = []
+
 
 def start() -> None:
     """Meet the other processes that a launcher started; once per process.
@@ -50,6 +53,8 @@ def start() -> None:
     """
     if not dist.is_available() or dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
+    from torch.distributed.rendezvous import rendezvous  # torch may be built without
+
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
     if cuda:
         local, n = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -59,16 +64,20 @@ def start() -> None:
             )
         torch.cuda.set_device(local)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        store, rank, n = next(rendezvous("env://", timeout=PATIENCE))
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=n, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise RuntimeError(
             f"The launcher says that there are {os.environ['WORLD_SIZE']} processes, but they cannot meet at {where}: {error}"
         ) from error
+    _boards.append(dist.PrefixStore("word", store))
 
 
 def end() -> None:
     """Part from the others, as far as ``start`` met them."""
+    _boards.clear()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -145,6 +154,8 @@ _parts = itertools.count()
 def end_together(error: Exception | None) -> None:
     """Wait until all have come to the end of a part of the work that the next part does not need, by an error or without.
 
+    Processes that met by other means than ``start`` have no place to leave word: one with an error ends, and the others with it.
+
     Raises
     ------
     RuntimeError
@@ -152,19 +163,25 @@ def end_together(error: Exception | None) -> None:
     """
     if not is_spread():
         return
-    part = next(_parts)
-    names = [f"brainspeech/end/{part}/{number}" for number in range(count())]
-    store = dist.distributed_c10d._get_default_store()
-    store.set(names[rank()], "")
-    try:
-        store.wait(names, PATIENCE if error is None else APART)
-    except RuntimeError as late:
-        if error is None:
-            raise Lost(f"Process {rank()} lost the others, at the end of a part: {late}") from late
-        raise RuntimeError(
-            f"{error} This went wrong in process {rank()} only, and the others wait for it. What was finished is kept: give the command "
-            "again without this part, or to one process."
-        ) from error
+    if not _boards and error is None:
+        wait()
+        return
+    late: Exception | None = None
+    if _boards:
+        part = next(_parts)
+        names = [f"end/{part}/{number}" for number in range(count())]
+        _boards[0].set(names[rank()], "")
+        try:
+            _boards[0].wait(names, PATIENCE if error is None else APART)
+            return
+        except RuntimeError as gone:
+            late = gone
+    if error is None:
+        raise Lost(f"Process {rank()} lost the others, at the end of a part: {late}") from late
+    raise RuntimeError(
+        f"{error} This went wrong in process {rank()} only, and the others wait for it. What was finished is kept: give the command "
+        "again without this part, or to one process."
+    ) from error
 
 
 def _tell(text: str) -> str:

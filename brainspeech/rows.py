@@ -228,8 +228,9 @@ class Fitter:
         fit = train.fit(encoder, loss, data.train, data.valid, config, out=folder, resume=True, progress=progress, name=self._label(row))
         if not processes.is_first():
             return
-        if fit.n_processes > 1:
-            self._say_processes(fit.n_processes)
+        self._say_processes([entry.get("n_processes", 1) for entry in fit.history])
+        if fit.device != "cpu":
+            self._say(f"Fitted on {fit.device} in {fit.precision}. {fit.placed}")
         hub.save(
             folder / "model",
             fit.encoder,
@@ -283,11 +284,18 @@ class Fitter:
         smaller = [f"{options[k]} instead of {n} {what}" for k, (n, what) in paper.items() if options.get(k, n) < n]
         return [f"The encoder is narrower than the paper's ({', '.join(smaller)})."] if smaller else []
 
-    def _say_processes(self, n: int) -> None:
+    def _say_processes(self, counts: Sequence[int]) -> None:
+        """Say how many processes ended each epoch of a fit, where they were several; another run may have ended what one began."""
+        if max(counts, default=1) == 1:
+            return
         config = self.recipe.train
+        turns = [n for i, n in enumerate(counts) if not i or counts[i - 1] != n]
         against = "all of them" if config.negatives == "gathered" else "those of their own process"
         norm = "over all of them" if config.synchronise else "over those of each process"
-        said = f"Fitted by {n} processes with batches of {config.batch_size} segments, compared with {against}; batch norm {norm}."
+        who = ", then ".join(map(str, turns))
+        self._say(f"Fitted by {who} processes with batches of {config.batch_size} segments, compared with {against}; batch norm {norm}.")
+
+    def _say(self, said: str) -> None:
         if said not in self.said:
             self.said.append(said)
 

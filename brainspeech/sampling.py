@@ -45,6 +45,9 @@ class Order:
 def share(order: Order, ids: np.ndarray, epoch: int | None, *, n_processes: int, apart: bool) -> list[list[np.ndarray]]:
     """Share out batches among processes.
 
+    Batches of whole groups are not equally many nor equally large in every epoch. One with too little for the processes has the batches of
+    the first epoch, so that what can be shared out in the first can be in all.
+
     Parameters
     ----------
     order : Order
@@ -64,8 +67,18 @@ def share(order: Order, ids: np.ndarray, epoch: int | None, *, n_processes: int,
     Raises
     ------
     ValueError
-        If there is too little for so many processes.
+        If there is too little for so many processes in the first epoch too, or in validation.
     """
+    try:
+        return _share(order, ids, epoch, n_processes, apart)
+    except ValueError:
+        if not epoch:
+            raise
+        return _share(order, ids, 0, n_processes, apart)
+
+
+def _share(order: Order, ids: np.ndarray, epoch: int | None, n_processes: int, apart: bool) -> list[list[np.ndarray]]:
+    """Share out the batches of this very epoch."""
     if apart and n_processes > 1 and order.sampler == "grouped":
         size = order.batch_size // n_processes
         batches = order.batches(ids, epoch, size)

@@ -51,7 +51,8 @@ class Checkpoint:
     encoder, loss : nn.Module
         In eval mode, with the weights of the best epoch.
     history : list of dict
-        One per epoch: epoch (from 0), step, train_loss, valid_loss, valid_top10 (fraction), lr, seconds.
+        One per epoch: epoch (from 0), step, train_loss, valid_loss, valid_top10 (fraction), lr, seconds, and n_processes where several
+        ended it.
     best_epoch : int
         The epoch with the lowest validation loss.
     path : Path or None
@@ -62,7 +63,6 @@ class Checkpoint:
         The first epoch that this call ran or went on with; 0 for a fresh fit.
     placed : str
         Where the data were while it was fitted, and how large they are.
-    n_processes : int
     """
 
     encoder: nn.Module
@@ -74,7 +74,6 @@ class Checkpoint:
     precision: str
     resumed_at: int = 0
     placed: str = ""
-    n_processes: int = 1
 
 
 def fit(
@@ -199,7 +198,6 @@ def fit(
         precision=precision,
         resumed_at=resumed_at,
         placed=placed,
-        n_processes=processes.count(),
     )
 
 
@@ -316,6 +314,8 @@ def _run_epoch(run: Run, train: SegmentDataset, valid: SegmentDataset, bar: tqdm
     values |= {"lr": config.lr, "seconds": round(time.perf_counter() - began, 3)}
     # All processes go by the first one's numbers: the last bits may differ, and with them the epoch in which a fit ends.
     entry = {"epoch": epoch, "step": n_steps, **dict(zip(values, processes.from_first(list(values.values())), strict=True))}
+    if processes.is_spread():
+        entry["n_processes"] = processes.count()  # others may end the fit
     run.history.append(entry)
     run.step, run.losses, run.seconds = 0, [], 0.0
     if run.best_epoch == epoch:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import TINY, set_flags, tiny
 
-from brainspeech import cli, evaluate
+from brainspeech import cli, commands, evaluate
 
 # A newcomer's recipe: the demo with other constants.
 RECIPE_PY = """
@@ -311,7 +311,7 @@ def test_an_interrupt_says_that_the_same_command_goes_on(capsys, monkeypatch):
     def interrupt(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_report", interrupt)
+    monkeypatch.setattr(commands, "report", interrupt)
     status, _, err = told(capsys, "report", "anything")
     assert status == 130
     assert "the same command goes on from there" in err

@@ -13,14 +13,12 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from filelock import FileLock
 from tiny_runs import TINY, Study, listeners, set_flags, tiny
 
-from brainspeech import cli, flow, segments
+from brainspeech import cli, flow, memory, segments
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
 from brainspeech.recipe import Choice
-from brainspeech.records import Recording
 
 TOPK = ("top1", "top5", "top10")
 ROWS = ["encoder", "linear_clip", "ridge", "noise", "shuffled", "constant", "ideal", "block_oracle"]
@@ -150,13 +148,6 @@ def test_a_folder_of_something_else_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"is not empty and holds no run.*--out DIR"):
         run(tiny())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
-
-
-def test_claim_keeps_where_the_recipe_and_the_data_are(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flow.claim(tmp_path / "run", tiny(), root="data", source="here/recipe.py")
-    kept = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert kept == {"recipe": tiny().to_dict(), "root": str(tmp_path / "data"), "source": "here/recipe.py"}
 
 
 def test_a_killed_run_goes_on_to_the_same_report(cache, tmp_path):
@@ -340,14 +331,6 @@ def test_channels_without_a_position_are_counted(run):
     assert found.dropped["channels: without a position, not seen by spatial attention"] == 2 * len(Study().recordings)
 
 
-def test_a_folder_that_another_run_writes_into_is_refused(tmp_path):
-    out = tmp_path / "run"
-    recipe = tiny("rows=encoder")
-    flow.claim(out, recipe, root=None, source="")
-    with FileLock(out / flow.LOCK), pytest.raises(RuntimeError, match="Another run is writing into"):
-        flow.run(recipe, out=out, cache=Cache(tmp_path / "cache"), progress=False)
-
-
 def test_an_empty_split_is_an_error_that_says_what_to_change(run):
     with pytest.raises(ValueError, match=r"No window in the split valid: .*assign splits by name"):
         run(tiny("segments.valid_ratio=0", "rows=encoder"))
@@ -399,61 +382,12 @@ def test_wrong_options_are_found_before_anything_is_computed(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------------ describe, subjects
-
-
-def test_describe_counts_without_training():
-    found = flow.describe(tiny(), None)
-    assert (found["subjects"], found["recordings"]) == (2, 4)
-    assert found["hours"] == pytest.approx(10 / 60, rel=0.2)
-    assert list(found["splits"]) == ["train", "valid", "test"]
-    for counts in found["splits"].values():
-        assert {"segments", "windows", "words", "vocabulary"} <= set(counts)
-        assert counts["windows"] == 2 * counts["segments"]
-    assert 0 < found["vocabulary_overlap"] <= 1
+# ------------------------------------------------------------------------------------------------------------------ describe
 
 
 def test_describe_counts_the_segments_of_a_run(report):
     found = flow.describe(tiny(), None)
     assert found["splits"]["test"]["segments"] == report["n_candidates"]
-
-
-def test_describe_says_that_folds_are_several():
-    found = flow.describe(Study(minutes=7.5).recipe(folds="leave_one_out"), None)
-    assert any("are the counts of fold 1 of 3" in warning for warning in found["warnings"])
-
-
-def test_leave_one_out_needs_three_stimuli():
-    with pytest.raises(RuntimeError, match=r"needs at least 3 stimuli .*got 2"):
-        flow.describe(Study().recipe(folds="leave_one_out"), None)
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [("all", ["S01", "S02", "S03", "S10"]), ("first:2", ["S01", "S02"]), ("1-2,10", ["S01", "S02", "S10"]), ("3", ["S03"])],
-)
-def test_subjects_are_selected_by_their_own_numbers(spec, expected):
-    recordings = [recording_of(subject) for subject in ("S02", "S01", "S10", "S03")]
-    assert sorted(r.subject for r in flow.select_subjects(recordings, spec)) == expected
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("first:0", "all, first:N or numbers"),
-        ("a-b", "all, first:N or numbers"),
-        ("", "all, first:N or numbers"),
-        ("1,7", r"Subjects \[7\] are not in the dataset; it has S01"),
-        ("3-1", "'3-1' runs backwards"),
-    ],
-)
-def test_subjects_that_are_not_there_are_an_error(spec, message):
-    with pytest.raises(ValueError, match=message):
-        flow.select_subjects([recording_of("S01"), recording_of("S03")], spec)
-
-
-def recording_of(subject):
-    return Recording("study", subject)
 
 
 # --------------------------------------------------------------------------------------------------------------- subjects left out
@@ -525,6 +459,6 @@ def test_a_run_says_which_words_are_decoded_and_relates_them_when_asked(report, 
 
 def test_a_fit_on_a_cpu_keeps_freed_memory(run, monkeypatch):
     entered = []
-    monkeypatch.setattr(flow.train.memory, "kept", lambda: contextlib.nullcontext(entered.append(1)))
+    monkeypatch.setattr(memory, "kept", lambda: contextlib.nullcontext(entered.append(1)))
     run(tiny("rows=encoder"))
     assert entered == [1]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -25,9 +26,11 @@ SAME = {"synchronise": True, "batch_size": 15}  # parts of 8 and 7
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two():
     """Run a function of two_processes in both; its answers by rank."""
-    file = tmp_path_factory.mktemp("gloo") / "meeting"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     pools = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in range(2)]
 
     def run(function, *arguments, each=None, **options):
@@ -35,7 +38,7 @@ def two(tmp_path_factory):
         jobs = [pool.submit(function, *own[rank], *arguments, **options) for rank, pool in enumerate(pools)]
         return [job.result(timeout=120) for job in jobs]
 
-    run(two_processes.start, str(file), each=[(0,), (1,)])
+    run(two_processes.start, port, each=[(0,), (1,)])
     yield run
     run(two_processes.stop)
     for pool in pools:
@@ -89,10 +92,18 @@ def test_gradients_meet_their_like_whatever_is_used_where(two):
 
 def test_an_error_of_one_process_is_no_wait_without_end(two):
     assert two(two_processes.end_together, ()) == [None, None]
-    assert two(two_processes.end_together, (0, 1)) == [None, None]
-    alone, other = two(two_processes.end_together, (0,))
+    assert two(two_processes.end_together, (0, 1), other=0.2) == [None, None]
+    assert two(two_processes.end_together, (0,), other=0.2) == [None, None]
+    alone, other = two(two_processes.end_together, (0,), other=None)
     assert alone.startswith("no such thing. This went wrong in process 0 only")
     assert other == "still at it"
+
+
+def test_without_a_place_to_leave_word_an_error_is_not_waited_with(two):
+    """As in processes that the user's own script brought together."""
+    assert two(two_processes.end_together, (), board=False) == [None, None]
+    said = two(two_processes.end_together, (0, 1), board=False)
+    assert [text.startswith(f"no such thing. This went wrong in process {i} only") for i, text in enumerate(said)] == [True, True]
 
 
 def test_processes_with_other_recipes_do_not_begin(two, tmp_path):
@@ -153,7 +164,7 @@ GROUPED = {"sampler": "grouped", "views": 2}
 def test_two_processes_fit_what_one_fits(two, sampler, loss):
     alone = two_processes.fit(SAME | sampler, double=True, loss=loss)
     for answer in two(two_processes.fit, SAME | sampler, double=True, loss=loss):
-        assert answer["n_processes"] == 2
+        assert answer["n_processes"] == {2}
         assert not answer["gather"]  # as it was given
         check_weights(answer["loss"], alone["loss"])
         for got, expected in zip(answer["history"], alone["history"], strict=True):
@@ -177,7 +188,7 @@ def test_negatives_per_device_are_those_of_the_own_process(two):
     encoder = two_processes.make_encoder(double=True).train()
     encoder.spatial_attention.dropout_radius = 0.0
     loss = t.losses.build("clip")
-    halves = np.array_split(t._steps(t.DATA["train"], t.replace(t.CONFIG, **config), epoch=0)[0][0], 2)
+    halves = np.array_split(t.steps_of(t.DATA["train"], t.replace(t.CONFIG, **config), epoch=0)[0][0], 2)
     expected = []
     for rows in halves:
         batch = t.DATA["train"].batch(rows)
@@ -203,14 +214,14 @@ def test_processes_stop_after_the_same_step_and_go_on_to_the_same_bits(two, tmp_
         assert got["history"] == whole["history"]
         assert all(np.array_equal(got["weights"][key], value) for key, value in whole["weights"].items())
     lines = [
-        [t.without_time([json.loads(x)])[0] for x in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        two_processes.alike([json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()])
         for run in ("whole", "cut")
     ]
     assert lines[0] == lines[1] == expected[0]["history"]
 
 
 def test_a_segment_that_is_not_finite_is_named_by_the_process_that_has_it(two):
-    rows = t._steps(t.DATA["train"], t.replace(t.CONFIG, batch_size=16), epoch=0)[1][0]
+    rows = t.steps_of(t.DATA["train"], t.replace(t.CONFIG, batch_size=16), epoch=0)[1][0]
     first, second = two(two_processes.fit, {"batch_size": 16}, spoilt=[int(rows[-1])])
     segment = t.DATA["train"].segments[rows[-1]]
     assert "got NaN or infinity for" in second["error"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from brainspeech import sampling
 from brainspeech.sampling import Order, group_batches, group_parts, segment_batches, segment_parts, share
 
 
@@ -146,3 +147,27 @@ def test_every_process_that_compares_within_itself_has_a_negative_in_validation(
         steps = share(Order("segments", size, seed=3), np.arange(n), None, n_processes=n_processes, apart=True)
         assert min(len(rows) for step in steps for rows in step) >= 2
         assert sorted(row for step in steps for rows in step for row in rows.tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "apart", "said"),
+    [
+        ([1, 1, 5, 1], 6, False, "Each of 3 processes needs at least 1 segments"),
+        ([3, 2, 2, 2, 2, 2, 2, 1, 1], 18, True, "3 processes that compare within themselves need 3 batches"),
+    ],
+)
+def test_what_can_be_shared_out_in_the_first_epoch_can_be_in_all(sizes, batch_size, apart, said):
+    """Else a fit would be refused hours after it began, by the luck of a later epoch's order."""
+    order, ids = Order("grouped", batch_size, seed=2), ids_of(sizes)
+    first = share(order, ids, 0, n_processes=3, apart=apart)
+    refused = []
+    for epoch in range(1, 40):
+        steps = share(order, ids, epoch, n_processes=3, apart=apart)
+        assert all(len(rows) >= 1 for step in steps for rows in step)
+        try:
+            sampling._share(order, ids, epoch, 3, apart)
+        except ValueError as error:
+            refused.append(str(error))
+            assert flat(steps).tolist() == flat(first).tolist()
+    assert 0 < len(refused) < 39
+    assert all(text.startswith(said) for text in refused)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import replace
 from datetime import timedelta
 
 import test_train as t
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from brainspeech import flow, losses, models, processes, stopping, train
@@ -31,9 +31,10 @@ class DoubleConv(ConvEncoder):
         return super().forward(signal.double(), positions.double(), subject, channel_mask=channel_mask, **known)
 
 
-def start(rank, file):
+def start(rank, port):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
+    processes.start()
 
 
 def stop():
@@ -105,16 +106,23 @@ def average():
     return found
 
 
-def end_together(failing):
-    """Come to the end of a part, the processes in `failing` by an error."""
-    processes.APART = timedelta(seconds=0.2)
+def end_together(failing, *, other=0.0, board=True):
+    """Come to the end of a part, the processes in `failing` by an error, the second one late or, where that is None, not at all."""
+    boards, patience = list(processes._boards), processes.APART
+    processes.APART = timedelta(seconds=0.5)
     error = ValueError("no such thing.") if processes.rank() in failing else None
+    if not board:
+        processes._boards.clear()
     try:
-        if failing == (0,) and error is None:
-            return "still at it"
+        if processes.rank() == 1:
+            if other is None:
+                return "still at it"
+            time.sleep(other)
         return processes.end_together(error)
     except RuntimeError as late:
         return str(late)
+    finally:
+        processes._boards[:], processes.APART = boards, patience
 
 
 def run(recipe, out, cache):
@@ -182,6 +190,11 @@ def make_joint():
     return Joint(losses.build("clip"), DoubleTarget())
 
 
+def alike(history):
+    """Leave out of each epoch how long it took, and how many processes it took."""
+    return [{key: value for key, value in entry.items() if key != "n_processes"} for entry in t.without_time(history)]
+
+
 def fit(changes, *, double=False, out=None, resume=False, stop_at=None, loss="clip", spoilt=(), plain=False, wider=0):
     """Fit, or try to; `stop_at` sends the second process a SIGTERM at a step, `spoilt` are training segments with NaN.
 
@@ -223,9 +236,9 @@ def fit(changes, *, double=False, out=None, resume=False, stop_at=None, loss="cl
     finally:
         train._compute = compute
     return {
-        "history": t.without_time(done.history),
+        "history": alike(done.history),
         "weights": {key: value.numpy() for key, value in done.encoder.state_dict().items()},
-        "n_processes": done.n_processes,
+        "n_processes": {entry.get("n_processes", 1) for entry in done.history},
         "resumed_at": done.resumed_at,
         "gather": getattr(made, "gather", None),
         "loss": {key: value.numpy() for key, value in made.state_dict().items()},
