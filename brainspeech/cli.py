@@ -102,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         help="run a table of variants: table2, ablations, lag, window, mels, temperature, subjects, or names with commas between them",
     )
     run.add_argument("--resume", action="store_true", help="go on with a stopped run; fails where there is none")
-    run.add_argument("--strict", action="store_true", help="exit with status 3 if a control is above chance or the lag curve peaks at 0")
+    doubts = "if a control is above chance, the lag curve peaks at 0, or a variant has no result"
+    run.add_argument("--strict", action="store_true", help=f"exit with status 3 {doubts}")
     _add_spreading(run)
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(command=commands.run)

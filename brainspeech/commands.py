@@ -75,6 +75,8 @@ def _run_variants(recipe: Recipe, arguments: argparse.Namespace) -> int:
     variants.table(recipe, arguments.variants, n_subjects=2)  # a wrong name is found before gigabytes are on their way
     name = arguments.variants if arguments.variants in variants.TABLES else "variants"
     out = Path(arguments.out or Path("runs") / f"{recipe.name}-{name}")
+    if arguments.resume and not (any(out.glob("*/recipe.json")) or (out / "ladder.json").is_file()):
+        raise FileNotFoundError(f"--resume: {out} holds no table of variants. Leave --resume out to start one.")
     rows_given = any(setting.partition("=")[0].strip() == "rows" for setting in arguments.set)
     result = variants.run(
         recipe,
@@ -90,7 +92,7 @@ def _run_variants(recipe: Recipe, arguments: argparse.Namespace) -> int:
     )
     print(report.ladder_table(result))
     print(f"\nThe table with its figures: {(out / 'ladder.html').resolve()}")
-    return 0
+    return 3 if arguments.strict and result.alarms else 0
 
 
 def prepare(arguments: argparse.Namespace) -> int:

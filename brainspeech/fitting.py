@@ -16,6 +16,7 @@ import numpy as np
 from brainspeech import datasets, evaluate, features, flow, given, processes, rows, segments
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
+from brainspeech.listing import merged
 from brainspeech.pretrained import Tracks
 from brainspeech.recipe import Choice, Recipe
 from brainspeech.records import SPLITS, Segment, Signal
@@ -96,7 +97,7 @@ def from_dataset(
         cache=cache,
         progress=progress,
     )
-    return Material(recipe, segs, prepared.signals, tracks, feature.fill, feature.config(), [*dataset.notes, *fold.warnings])
+    return Material(recipe, segs, prepared.signals, tracks, feature.fill, feature.config(), [*merged(dataset.notes), *fold.warnings])
 
 
 def from_windows(

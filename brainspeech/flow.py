@@ -21,6 +21,7 @@ import numpy as np
 from brainspeech import decoded, evaluate, folds, ideal, processes, quality, report, rows, segments, spreading
 from brainspeech.cache import Cache
 from brainspeech.claiming import LOCK, claim, hold
+from brainspeech.listing import merged
 from brainspeech.prediction import TestSet
 from brainspeech.preparing import Prepared, compute_tracks, describe, fill_cache, load_dataset, prepare, segment, select_subjects, unheard
 from brainspeech.provenance import provenance
@@ -132,7 +133,7 @@ def _run(
         lambda: compute_tracks(recipe, prepared, heard, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
     )
     found = _Found(recipe, prepared.dropped + Counter({f"stimuli: {reason}": n for reason, n in counts.items()}))
-    found.warn([*recipe.notes, *prepared.dataset.notes, *_warnings(recipe, prepared, len(cut))])
+    found.warn([*recipe.notes, *merged(prepared.dataset.notes), *_warnings(recipe, prepared, len(cut))])
     seen, said = quality.survey(prepared.dataset, prepared.recordings, prepared.signals, prepared.events, cache, progress=progress)
     found.warn(said)
     for k, fold in enumerate(cut):

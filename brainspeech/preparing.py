@@ -15,6 +15,7 @@ import pandas as pd
 
 from brainspeech import datasets, features, folds, segments, signals, spreading
 from brainspeech.cache import Cache
+from brainspeech.listing import merged
 from brainspeech.preprocess import filter_half_length
 from brainspeech.recipe import Recipe, check, settle
 from brainspeech.records import FeatureTrack, Recording, Segment, Signal
@@ -234,7 +235,7 @@ def describe(recipe: Recipe, root: str | os.PathLike | None) -> dict:
         **segments.describe(fold, tables),
         "dropped": dict(excluded(dataset) + unselected(dataset, recordings, recipe.subjects) + Counter(fold.dropped)),
         "warnings": [
-            *dataset.notes,
+            *merged(dataset.notes),
             *unheard(tables, durations),
             *fold.warnings,
             *([f"{len(absent)} stimuli are not here, and a run needs them ({next(iter(absent))} for one)."] if absent else []),

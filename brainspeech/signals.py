@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,8 @@ from tqdm import tqdm
 
 from brainspeech import spreading
 from brainspeech.cache import Cache
-from brainspeech.listing import some
 from brainspeech.preprocess import PreprocessConfig, load_signal
 from brainspeech.records import Recording, Signal
-
-RECORDING = r"\S+/\S+: "  # how a note of one recording begins
-NAMED = 5  # recordings that a note of several names
 
 
 def load_signals(
@@ -81,7 +76,7 @@ def _fill(
         unit="recording",
         progress=progress,
     )
-    dataset.notes[:] = _merged([*dataset.notes, *(note for said in notes.values() for note in said)])
+    dataset.notes += [note for said in notes.values() for note in said if note not in dataset.notes]
 
 
 def _is_kept(dataset: Any, recording: Recording, config: PreprocessConfig, kept: spreading.Kept) -> bool:
@@ -98,21 +93,3 @@ def _preprocess(shared: tuple[Any, PreprocessConfig, Cache], recording: Recordin
     before = set(dataset.notes)
     load_signal(dataset, recording, config, cache)
     return [note for note in dataset.notes if note not in before]
-
-
-def _merged(notes: Sequence[str]) -> list[str]:
-    """Put notes that differ in their recording and in numbers only into one, which says of how many recordings it is, and of which."""
-    alike: dict[str, list[str]] = {}
-    for note in dict.fromkeys(notes):
-        named = re.match(RECORDING, note)
-        alike.setdefault(re.sub(r"\d+", "", note[named.end() :]) if named else note, []).append(note)
-    return [note for same in alike.values() for note in _one_of(same)]
-
-
-def _one_of(same: Sequence[str]) -> Sequence[str]:
-    """Let the first of notes that are alike speak for all, if they are of several recordings."""
-    names = list(dict.fromkeys(note.partition(": ")[0] for note in same))
-    if len(names) == 1:
-        return same
-    numbers = " with other numbers" * (len({note.partition(": ")[2] for note in same}) > 1)
-    return [f"{same[0]} The same{numbers} in {len(names) - 1} more: {some(names[1:], NAMED)}."]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import TINY, set_flags, tiny
 
-from brainspeech import cli, commands, evaluate
+from brainspeech import cli, commands, evaluate, report
 
 # A newcomer's recipe: the demo with other constants.
 RECIPE_PY = """
@@ -347,11 +347,18 @@ def test_variants_by_name_and_wrong_names(place, tmp_path, capsys, monkeypatch):
     status, _, _ = told(capsys, *common, "--variant", "clamp_100", "--set", "rows=encoder")
     assert status == 0
     assert (tmp_path / "runs" / "demo-clamp_100" / "report.json").is_file()
-    status, out, _ = told(capsys, *common, "--variants", "clamp_100", "--set", "rows=encoder")
+    table = [*common, "--variants", "clamp_100", "--set", "rows=encoder"]
+    status, _, err = told(capsys, *table, "--resume")
+    assert status == 1
+    assert "holds no table of variants" in err
+    status, out, _ = told(capsys, *table)
     assert status == 0
     assert "Of 1 variant compared with it" in out
     assert "clamp 100" in out
     assert (tmp_path / "runs" / "demo-variants" / "ladder.html").is_file()
+    assert told(capsys, *table, "--resume")[0] == 0
+    monkeypatch.setattr(report.Ladder, "alarms", ["a control is above chance"])
+    assert told(capsys, *table, "--strict")[0] == 3
 
 
 def test_a_finished_run_is_evaluated_with_scorers_and_not_trained(place, copied, capsys):

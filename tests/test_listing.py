@@ -2,7 +2,7 @@
 
 import pytest
 
-from brainspeech.listing import some
+from brainspeech.listing import merged, some
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,23 @@ from brainspeech.listing import some
 )
 def test_the_first_are_named_and_the_others_counted(names, said):
     assert some(names, 2) == said
+
+
+def test_notes_of_several_recordings_become_one_that_counts_them():
+    known = ["Simulated.", "Run 1: 3 words have no place.", "Run 2: 4 words have no place.", "d/sub-1: 3 channels have no place."]
+    new = [
+        "d/sub-2/run-1: 5 channels have no place.",
+        *(f"d/sub-{n}: the header lacks a date." for n in range(2, 10)),
+        "d/sub-3: 5 channels have no place.",
+        "d/sub-3: 6 channels have no place.",
+        "d/sub-4: 1 s is cut.",
+        "d/sub-4: 2 s is cut.",
+        "Simulated.",
+    ]
+    assert merged([*known, *new]) == [
+        *known[:3],
+        "d/sub-1: 3 channels have no place. The same with other numbers or names in 2 more: d/sub-2/run-1, d/sub-3.",
+        "d/sub-2: the header lacks a date. The same in 7 more: d/sub-3, d/sub-4, d/sub-5, d/sub-6, d/sub-7 and 2 more.",
+        "d/sub-4: 1 s is cut.",
+        "d/sub-4: 2 s is cut.",
+    ]

@@ -7,6 +7,7 @@ import pytest
 
 from brainspeech import datasets, signals
 from brainspeech.cache import Cache
+from brainspeech.listing import merged
 from brainspeech.preprocess import PreprocessConfig
 from brainspeech.signals import load_signals
 
@@ -28,26 +29,6 @@ def test_every_recording_has_its_signal_and_what_is_kept_is_not_read_again(datas
             np.testing.assert_array_equal(signal.data, again[uid].data)
 
 
-def test_notes_of_several_workers_become_one_that_counts_its_recordings():
-    known = ["Simulated.", "Run 1: 3 words have no place.", "Run 2: 4 words have no place.", "d/sub-1: 3 channels have no place."]
-    new = [
-        "d/sub-2/run-1: 5 channels have no place.",
-        *(f"d/sub-{n}: the header lacks a date." for n in range(2, 10)),
-        "d/sub-3: 5 channels have no place.",
-        "d/sub-3: 6 channels have no place.",
-        "d/sub-4: 1 s is cut.",
-        "d/sub-4: 2 s is cut.",
-        "Simulated.",
-    ]
-    assert signals._merged([*known, *new]) == [
-        *known[:3],
-        "d/sub-1: 3 channels have no place. The same with other numbers in 2 more: d/sub-2/run-1, d/sub-3.",
-        "d/sub-2: the header lacks a date. The same in 7 more: d/sub-3, d/sub-4, d/sub-5, d/sub-6, d/sub-7 and 2 more.",
-        "d/sub-4: 1 s is cut.",
-        "d/sub-4: 2 s is cut.",
-    ]
-
-
 def test_what_workers_say_of_many_recordings_is_counted_in_the_notes(dataset, tmp_path, monkeypatch):
     recordings, config = dataset.recordings(), PreprocessConfig(sfreq=30.0)
     monkeypatch.setattr(signals.spreading, "spread", lambda work, shared, items, **options: {uid: [f"{uid}: no date."] for uid in items})
@@ -55,7 +36,8 @@ def test_what_workers_say_of_many_recordings_is_counted_in_the_notes(dataset, tm
     with pytest.raises(signals.spreading.Missing):  # for nothing was made here
         load_signals(dataset, recordings, config, Cache(tmp_path), progress=False, n_jobs=2)
     assert len(recordings) > 1
-    assert dataset.notes[-1] == f"{recordings[0].uid}: no date. The same in {len(recordings) - 1} more: {recordings[1].uid}."
+    assert dataset.notes[-len(recordings) :] == [f"{recording.uid}: no date." for recording in recordings]
+    assert merged(dataset.notes)[-1] == f"{recordings[0].uid}: no date. The same in {len(recordings) - 1} more: {recordings[1].uid}."
 
 
 def test_a_worker_gives_back_what_reading_adds_to_the_notes(tmp_path, monkeypatch):

@@ -235,6 +235,18 @@ def test_a_cluster_does_one_item_at_a_time_with_all_threads_of_a_worker(cluster,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cluster_of_one_core_does_the_work(tmp_path):
+    import distributed
+
+    options = {"dashboard_address": ":0", "local_directory": str(tmp_path / "dask"), "silence_logs": 50}
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, **options) as running:
+        found = spread(look, {"factor": 3}, ITEMS, scheduler=running.scheduler_address, folders=[tmp_path], progress=False)
+        assert [result[0] for result in found.values()] == [3 * n for n in ITEMS.values()]
+        assert os.getpid() not in {result[1] for result in found.values()}
+        with pytest.raises(ValueError, match="item 3: not as it should be"):
+            spread(fail, {"at": 3, "how": "value"}, ITEMS, scheduler=running.scheduler_address, progress=False)
+
+
 def test_an_error_on_a_cluster_names_its_item(cluster):
     with pytest.raises(ValueError, match="item 3: not as it should be") as caught:
         spread(fail, {"at": 3, "how": "value"}, ITEMS, scheduler=cluster, progress=False)

@@ -101,7 +101,6 @@ class BidsDataset(Dataset):
         self.columns, self.kinds = dict(columns or {}), dict(kinds or {})
         self.labels = None if annotation is None else (annotation,) if isinstance(annotation, str) else tuple(annotation)
         self.stimuli = Stimuli(self.root)
-        self._said: set[str] = set()
         self._tables: dict[str, tuple[tuple[int, int], pd.DataFrame]] = {}
         self._found: dict[str, Files] = {}
         self._recordings: dict[str, Recording] = {}
@@ -211,11 +210,10 @@ class BidsDataset(Dataset):
         return raw
 
     def _note(self, uid: str, text: str) -> None:
-        """Keep a sentence for the report, once however many recordings it is true of."""
-        form = re.sub(r"\S*sub-\S+|\d+", "", text)
-        if form not in self._said:
-            self._said.add(form)
-            self.notes.append(f"{uid}: {text}")
+        """Keep a sentence for the report."""
+        note = f"{uid}: {text}"
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _unlisted(self, found: Files, raw: mne.io.BaseRaw) -> list[str]:
         """Name the brain channels of a file that its channels.tsv does not know; they have the type that the file gives them."""

@@ -31,9 +31,8 @@ def on_a_cluster(
     with _connected(scheduler) as client, _mark(folders) as seen:
         try:
             token, sent = uuid.uuid4().hex, Sealed(Shared(recipe_files(), shared))
-            with joblib.parallel_config("dask", client=client, scatter=[sent]):
-                parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-                outcomes = parallel(joblib.delayed(call_on_a_cluster)(work, token, sent, name, item, seen) for name, item in items.items())
+            calls = [(work, token, sent, name, item, seen) for name, item in items.items()]
+            outcomes = _one_by_one(client, calls) if sum(client.ncores().values()) == 1 else _by_joblib(client, calls, sent)
         except Exception as error:
             raise explained(error) from error
         try:
@@ -49,6 +48,26 @@ def on_a_cluster(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that tasks were given up
                 outcomes.close()
+
+
+def _by_joblib(client: Any, calls: Sequence[tuple[Any, ...]], sent: Sealed) -> Generator[Outcome, None, None]:
+    with joblib.parallel_config("dask", client=client, scatter=[sent]):
+        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+        return parallel(joblib.delayed(call_on_a_cluster)(*call) for call in calls)
+
+
+def _one_by_one(client: Any, calls: Sequence[tuple[Any, ...]]) -> Generator[Outcome, None, None]:
+    """Have a cluster of one core, so far, do the calls: joblib would take that for no cluster and do them here."""
+    import distributed
+
+    futures = [client.submit(call_on_a_cluster, *call, pure=False) for call in calls]
+    try:
+        with client.as_current():
+            done = distributed.as_completed(futures)
+        for future in done:
+            yield future.result()
+    finally:
+        client.cancel(futures)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from brainspeech.datasets.bids_events import Stimuli, interpret
 from brainspeech.datasets.bids_files import read_tsv
 from brainspeech.datasets.phantom_bids import write_bids
 from brainspeech.datasets.simulated import SimulatedDataset
+from brainspeech.listing import merged
 from brainspeech.preprocess import PreprocessConfig, preprocess
 from brainspeech.recipe import Choice, Recipe
 from brainspeech.segments import SegmentConfig
@@ -446,9 +447,13 @@ def test_what_mne_bids_warns_of_is_kept(listening, tmp_path):
     for recording in dataset.recordings():
         dataset.read_raw(recording)
     said = [note for note in dataset.notes if "participants.tsv file not found" in note]
-    assert len(said) == 1  # once, though it is true of all four
+    assert len(said) == 4
     assert said[0].startswith("listening/sub-01/run-01: mne-bids: ")
-    assert dataset.notes[-1] == "listening/sub-01/run-01: channels.tsv does not list 1 brain channels of the file: EKG."
+    shown = merged(dataset.notes)
+    assert [note for note in shown if "participants.tsv file not found" in note] == [
+        f"{said[0]}. The same with other numbers or names in 3 more: {', '.join(recording.uid for recording in dataset.recordings()[1:])}."
+    ]
+    assert shown[-1].startswith("listening/sub-01/run-01: channels.tsv does not list 1 brain channels of the file: EKG. The same in 3 more")
 
 
 def test_names_that_do_not_match_are_an_error(listening, tmp_path):
