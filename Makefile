@@ -37,7 +37,7 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 # gpu.py is in full where nvidia-smi answers, elsewhere only to see that it works.
 GPU = $(if $(shell nvidia-smi >/dev/null 2>&1 && echo yes),gpu,'gpu --quick')
 BENCH := preprocessing preprocess_memory input features retrieval startup training_step losses_memory interval_coverage
-BENCH_LONG = 'preprocessing --hours 1' 'retrieval --full' 'losses_memory --full' 'training_step --clock cpu' regression_null \
+BENCH_LONG = 'preprocessing --hours 1' 'preprocess_memory --highpass 0.5' 'retrieval --full' 'losses_memory --full' 'training_step --clock cpu' regression_null \
   'scorers null' 'scorers gain' $(GPU) spreading 'losses --out runs/losses' phantom $(if $(ROOT),'events --root $(ROOT)')
 
 # All of them run, whatever one of them finds; the names of those that miss what is wanted come last.
