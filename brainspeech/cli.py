@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--variants",
         metavar="TABLE",
-        help="run a table of variants: table2, ablations, lag, window, mels, temperature, subjects, or names with commas between them",
+        help="run a table of variants: table2, ablations, lag, window, mels, temperature, subjects (window=1,3,5 for values of one's own), "
+        "or names with commas between them",
     )
     run.add_argument("--resume", action="store_true", help="go on with a stopped run; fails where there is none")
     doubts = "if a control is above chance, the lag curve peaks at 0, or a variant has no result"

@@ -73,7 +73,8 @@ def _run_variants(recipe: Recipe, arguments: argparse.Namespace) -> int:
     if arguments.variant:
         raise ValueError("Give --variant for one run, or --variants for a table of them, not both.")
     variants.table(recipe, arguments.variants, n_subjects=2)  # a wrong name is found before gigabytes are on their way
-    name = arguments.variants if arguments.variants in variants.TABLES else "variants"
+    name = arguments.variants.partition("=")[0].strip()
+    name = name if name in variants.TABLES else "variants"
     out = Path(arguments.out or Path("runs") / f"{recipe.name}-{name}")
     if arguments.resume and not (any(out.glob("*/recipe.json")) or (out / "ladder.json").is_file()):
         raise FileNotFoundError(f"--resume: {out} holds no table of variants. Leave --resume out to start one.")

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,10 +21,14 @@ import numpy as np
 import pandas as pd
 
 from brainspeech.records import SPLITS, Recording, Segment, Span
+from brainspeech.writing import put
 
 PROTOCOLS = ("clean", "paper")
 ANCHORS = ("words", "grid")
 BLOCKS_AT = ("sentences", "sounds", "grid")
+
+# Milliseconds at which a window begins in its stimulus, and its length: the end of the clean protocol's stimulus ids.
+LENGTH = re.compile(r"(@\d+)\+\d+$")
 
 # Times that were written in decimal and added up agree within this many seconds.
 EPS = 1e-6
@@ -45,6 +50,9 @@ class SegmentConfig:
         Blocks on the stimulus's own timeline, or the reference's protocol to the sample.
     tmin, tmax : float
         Window in seconds relative to its anchor.
+    room : float | None
+        A window is kept only where one of so many seconds from the same start would fit as well; None, or less than its own length: no
+        more is asked for. Windows of several lengths with the same room begin at the same places, so that as many candidates compete.
     stride : float
         Seconds between the anchors of training and validation windows.
     min_block : float
@@ -75,6 +83,7 @@ class SegmentConfig:
     protocol: str = "clean"
     tmin: float = -0.5
     tmax: float = 2.5
+    room: float | None = None
     stride: float = 0.5
     min_block: float = 6.0
     blocks_at: str = "sentences"
@@ -97,6 +106,8 @@ class SegmentConfig:
             raise ValueError(f"blocks_at must be one of {', '.join(BLOCKS_AT)}, got {self.blocks_at!r}.")
         if not self.tmin < self.tmax:
             raise ValueError(f"A window needs tmin < tmax, got {self.tmin} and {self.tmax} s.")
+        if self.room is not None and not 0 < self.room < math.inf:
+            raise ValueError(f"room must be a positive number of seconds or None, got {self.room}.")
         if not self.min_block >= 0 or not self.sfreq > 0:
             raise ValueError(f"min_block must be >= 0 s and sfreq > 0 Hz, got {self.min_block} and {self.sfreq}.")
         strides = [self.stride] if self.test_stride is None else [self.stride, self.test_stride]
@@ -116,6 +127,11 @@ class SegmentConfig:
     def duration(self) -> float:
         """Length of a window in seconds, free of the noise of the subtraction."""
         return round(self.tmax - self.tmin, 6)
+
+    @property
+    def reach(self) -> float:
+        """Seconds from a window's start that must be there: its room, or its length where that is more."""
+        return max(self.duration, self.room or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +207,11 @@ def split_of(uid: str, config: SegmentConfig) -> str:
 def hash_value(uid: str, seed: int) -> float:
     """Map a uid to [0, 1) as the reference does: Python's generator seeded with sha256(uid) + seed."""
     return random.Random(int(hashlib.sha256(uid.encode()).hexdigest(), 16) + seed).random()
+
+
+def beginning_of(stimulus_id: str) -> str:
+    """Take the length out of the clean protocol's stimulus ids, ``audio@ms+length``; others name no length and stay as they are."""
+    return LENGTH.sub(r"\1", stimulus_id)
 
 
 def subject_of(recording: Recording) -> str:
@@ -318,19 +339,12 @@ def save(path: str | os.PathLike, segmentations: Sequence[Segmentation]) -> None
     RuntimeError
         If it cannot be written, as on a full disk; nothing half-written is left.
     """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")  # always the same: the next run writes over what a killed one left
     content = [asdict(segmentation) for segmentation in segmentations]
     for entry in content:
         for block in entry["blocks"]:
             # JSON knows no infinity: an open block has no stop.
             block["stop"] = block["stop"] if math.isfinite(block["stop"]) else None
-    try:
-        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RuntimeError(f"Could not write {path}: {error}. Free some space and give the same command again.") from error
+    put(Path(path), json.dumps(content, allow_nan=False).encode())
 
 
 def load(path: str | os.PathLike) -> list[Segmentation]:

@@ -45,7 +45,11 @@ __all__ = ["Audit", "Block", "SegmentConfig", "Segmentation", "audit", "describe
 PLAY_JITTER = 0.05
 
 # Why a window that would begin in a block is not there, in the order in which ``_place`` counts them.
-LEFT_OUT = ("window leaves the block", "window within the filter's reach of another split")
+LEFT_OUT = (
+    "window leaves the block",
+    "window within the filter's reach of another split",
+    "window without the room that is asked for",
+)
 
 
 def make_segments(
@@ -109,16 +113,20 @@ def make_segments(
 def _advice(segmentation: Segmentation, config: SegmentConfig, guard: float) -> str:
     """Say what helps where a split is empty."""
     longest = max((block.stop - block.start for block in segmentation.blocks), default=0.0)
-    if longest < config.duration:
+    if longest < config.reach:
         return (
-            f"A window of {config.duration:g} s lies wholly inside one block; the longest block has {longest:g} s. Check the durations of "
-            "the sounds, or ask for longer blocks (min_block) or shorter windows (tmin, tmax)."
+            f"A window of {_say_length(config)} lies wholly inside one block; the longest block has {longest:g} s. Check the durations of "
+            "the sounds, or ask for longer blocks (min_block) or shorter windows (tmin, tmax, room)."
         )
     reach = f"The filter reaches {guard:g} s across the edges of blocks: ask for longer blocks (min_block), or leave out the filter. "
     return (reach if LEFT_OUT[1] in segmentation.dropped else "") + (
         "Use more stimuli, a smaller min_block, other ratios or another seed, or assign splits by name; for test data without words set "
         'test_anchors="grid".'
     )
+
+
+def _say_length(config: SegmentConfig) -> str:
+    return f"{config.duration:g} s" + (f" with room for {config.reach:g} s" if config.reach > config.duration else "")
 
 
 def _usable(
@@ -141,7 +149,7 @@ def _usable(
         if not np.isin(kind, ("sound", "word")).any():
             silent.append(recording.uid)
             continue
-        if duration < config.duration:
+        if duration < config.reach:
             short.append(recording.uid)
             continue
         endless = table[(kind == "sound") & ~(table["duration"].to_numpy() > 0)]
@@ -158,14 +166,15 @@ def _usable(
                 "seconds from its first sample, and is its sampling rate right?"
             )
         usable.append(recording)
-    for reason, uids in (("recordings without events", silent), ("recordings shorter than a window", short)):
+    too_short = "recordings shorter than a window" + (" and its room" if config.reach > config.duration else "")
+    for reason, uids in (("recordings without events", silent), (too_short, short)):
         tally.drop(reason, len(uids))
         if uids:
             tally.warnings.append(f"{len(uids)} {reason}: {', '.join(uids)}.")
     if not usable:
         raise ValueError(
             f"Nothing to segment in {len(recordings)} recordings: {len(silent)} have no sound or word events, {len(short)} are shorter "
-            f"than a window of {config.duration:g} s. Check read_events, the recordings' durations, and tmin and tmax."
+            f"than a window of {_say_length(config)}. Check read_events, the recordings' durations, and tmin and tmax."
         )
     return usable
 
@@ -220,7 +229,7 @@ def _segment_stimuli(
     blocks: dict[str, list[Block]] = {audio: _cut(audio, stimuli[audio], config, audio in assigned) for audio in stimuli}
     blocks = _split(blocks, assigned, config)
     windows: dict[str, _Windows] = {}
-    left: dict[str, list[tuple[int, int]]] = {}
+    left: dict[str, list[tuple[int, int, int]]] = {}
     for audio, own in blocks.items():
         windows[audio], left[audio] = _place(stimuli[audio], own, config, guard, tally)
     segments: list[Segment] = []
@@ -359,7 +368,7 @@ def _split(blocks: dict[str, list[Block]], assigned: Mapping[str, str], config: 
 
 def _place(
     stimulus: _Stimulus, blocks: list[Block], config: SegmentConfig, guard: float, tally: Tally
-) -> tuple[_Windows, list[tuple[int, int]]]:
+) -> tuple[_Windows, list[tuple[int, int, int]]]:
     """Place the windows of a stimulus; also count, per block, those that are left out for each reason of ``LEFT_OUT``."""
     starts, numbers, rows, left = [], [], [], []
     for i, block in enumerate(blocks):
@@ -368,14 +377,14 @@ def _place(
         start, row = _begin(stimulus, block, low, high, config)
         if block.split == "test" and config.test_anchors == "words":
             tally.drop("test blocks without words", int(not len(row)))
-        fits = _inside(start, low, high, config)
+        fits, roomy = (_inside(start, low, high, length) for length in (config.duration, config.reach))
         # As many as there would be without the guard, whose doing the difference is.
         free, _ = _begin(stimulus, block, block.start, block.stop, config)
-        n_whole = int(_inside(free, block.start, block.stop, config).sum())
-        left.append((len(free) - n_whole, max(n_whole - int(fits.sum()), 0)))
-        starts.append(start[fits])
-        rows.append(row[fits])
-        numbers.append(np.full(fits.sum(), i))
+        n_whole = int(_inside(free, block.start, block.stop, config.duration).sum())
+        left.append((len(free) - n_whole, max(n_whole - int(fits.sum()), 0), int(fits.sum() - roomy.sum())))
+        starts.append(start[roomy])
+        rows.append(row[roomy])
+        numbers.append(np.full(roomy.sum(), i))
     start, number, row = np.concatenate(starts), np.concatenate(numbers), np.concatenate(rows)
     start = np.maximum(np.round(start, 6), 0.0)
     # One window per millisecond: two words at one onset ask for the same window.
@@ -407,8 +416,8 @@ def _begin(stimulus: _Stimulus, block: Block, low: float, high: float, config: S
     return start, np.full(len(start), -1)
 
 
-def _inside(start: np.ndarray, low: float, high: float, config: SegmentConfig) -> np.ndarray:
-    return (start >= low - EPS) & (start + config.duration <= high + EPS)
+def _inside(start: np.ndarray, low: float, high: float, length: float) -> np.ndarray:
+    return (start >= low - EPS) & (start + length <= high + EPS)
 
 
 def _find(
@@ -417,13 +426,14 @@ def _find(
     duration: float,
     blocks: Mapping[str, list[Block]],
     windows: Mapping[str, _Windows],
-    left: Mapping[str, list[tuple[int, int]]],
+    left: Mapping[str, list[tuple[int, int, int]]],
     config: SegmentConfig,
     guard: float,
     tally: Tally,
 ) -> list[Segment]:
     """Find the windows of all stimuli that a recording plays."""
-    n_window, n_times = to_samples(config.duration, config.sfreq), to_samples(min(duration, 1e9), config.sfreq)
+    n_window, n_reach = to_samples(config.duration, config.sfreq), to_samples(config.reach, config.sfreq)
+    n_times = to_samples(min(duration, 1e9), config.sfreq)
     others = _played_blocks(plays, blocks)
     out: list[Segment] = []
     for play in plays:
@@ -445,7 +455,11 @@ def _find(
         split = np.array([block.split for block in cut])[own.block[chosen]]
         clear = ~_near_another_split(onset - guard, onset + config.duration + guard, split, others)
         tally.drop("window near a sound of another split", int((~clear).sum()))
-        for i, begin in zip(chosen[clear].tolist(), onset[clear].tolist(), strict=True):
+        chosen, onset, split = chosen[clear], onset[clear], split[clear]
+        roomy = (own.start[chosen] + config.reach <= play.stop + EPS) & (to_samples(onset, config.sfreq) + n_reach <= n_times)
+        roomy &= ~_near_another_split(onset - guard, onset + config.reach + guard, split, others)
+        tally.drop(LEFT_OUT[2], int((~roomy).sum()))
+        for i, begin in zip(chosen[roomy].tolist(), onset[roomy].tolist(), strict=True):
             block = cut[own.block[i]]
             out.append(
                 Segment(

@@ -221,7 +221,10 @@ def _windows(
     onset, text = words["onset"].to_numpy(), words["text"].to_numpy(dtype=object)
     middle = onset + words["duration"].to_numpy() / 2
     last_event = float((table["onset"] + table["duration"]).max())
-    end = duration if math.isfinite(duration) else last_event + config.tmax
+    # Seconds from the anchor to the last sample of a window, and of one as long as the room that is asked for.
+    last = config.tmax
+    room = round(config.tmin + config.reach, 6) if config.reach > config.duration else last
+    end = duration if math.isfinite(duration) else last_event + room
     # n_times - 1: the time of the last sample. np.round is Python's round: ties go to the even sample.
     last_time = duration - 1 / sfreq
     lead = round(-config.tmin * sfreq)
@@ -240,12 +243,14 @@ def _windows(
         ours = (block >= 0) & ((split[block] == "test") == is_test)
         tally.drop("word onsets on one sample", int(len(anchors) - len(sample)) if is_test else 0)
         begins = time + config.tmin >= 0
-        ends = time + config.tmax < last_time + 0.5 / sfreq
-        fits = (time + config.tmin >= starts[block]) & (time + config.tmax - 0.5 / sfreq < stops[block])
+        ends = time + last < last_time + 0.5 / sfreq
+        fits = (time + config.tmin >= starts[block]) & (time + last - 0.5 / sfreq < stops[block])
+        roomy = (time + room < last_time + 0.5 / sfreq) & (time + room - 0.5 / sfreq < stops[block])
         tally.drop("recording begins", int((ours & ~begins).sum()))
         tally.drop("recording ends", int((ours & begins & ~ends).sum()))
         tally.drop("window leaves the block", int((ours & begins & ends & ~fits).sum()))
-        keep = ours & begins & ends & fits
+        tally.drop("window without the room that is asked for", int((ours & begins & ends & fits & ~roomy).sum()))
+        keep = ours & begins & ends & fits & roomy
         sample, index, block = sample[keep], index[keep], block[keep]
         window = (sample - lead) / sfreq
         names, _ = identities(words, window, lead + IDENTITY_SAMPLES, sfreq)

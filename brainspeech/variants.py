@@ -7,7 +7,7 @@ test accuracy, and only the former may choose.
 from __future__ import annotations
 
 import dataclasses
-import errno
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from brainspeech import flow, processes, report, subjects
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
 from brainspeech.recipe import Recipe
+from brainspeech.writing import FULL
 
 REFERENCE = "reference"
 MEL = ("feature.name=mel", "feature.n_mels=120")
@@ -72,6 +73,8 @@ class Table:
         What changes along a curve, with its unit; empty where the variants are no curve.
     values : mapping of str to float
         Where on the axis each variant lies.
+    unchosen : str
+        Why validation does not choose between them; empty where it does.
     """
 
     title: str
@@ -79,6 +82,7 @@ class Table:
     variants: Mapping[str, Variant]
     axis: str = ""
     values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unchosen: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,67 +94,104 @@ class Curve:
     axis : str
         Its name and unit.
     setting : callable
-        (recipe, value) -> the settings that put it in force.
+        (recipe, value, all values of the curve) -> the settings that put it in force.
     values : tuple of float
+        Unless others are asked for.
     present : callable
-        recipe -> the value that the recipe has.
+        recipe -> the value that the recipe has, or None.
+    counts : bool
+        Whether values are numbers of something.
     """
 
     axis: str
-    setting: Callable[[Recipe, float], tuple[str, ...]]
+    setting: Callable[[Recipe, float, Sequence[float]], tuple[str, ...]]
     values: tuple[float, ...]
     present: Callable[[Recipe], float | None]
+    counts: bool = False
+
+
+def _room(recipe: Recipe, lengths: Sequence[float]) -> float:
+    """Give the room that windows of all lengths have: that of the longest, so that they begin at the same places."""
+    return max(*lengths, recipe.segments.room or 0)
 
 
 CURVES: dict[str, Curve] = {
     "lag": Curve(
         "lag, ms",
-        lambda recipe, value: (f"batches.lag={value / 1000:g}",),
+        lambda recipe, value, values: (f"batches.lag={value / 1000:g}",),
         (0, 50, 100, 150, 200, 250, 300),
         lambda recipe: 1000 * recipe.batches.lag,
     ),
     "window": Curve(
         "window, s",
-        lambda recipe, value: (f"segments.tmax={recipe.segments.tmin + value:g}",),
+        lambda recipe, value, values: (
+            f"segments.tmax={recipe.segments.tmin + value:g}",
+            f"segments.room={_room(recipe, values):g}",
+        ),
         (1, 2, 3, 4, 5),
-        lambda recipe: recipe.segments.tmax - recipe.segments.tmin,
+        lambda recipe: recipe.segments.duration,
     ),
     "mels": Curve(
         "mel bands",
-        lambda recipe, value: ("feature.name=mel", f"feature.n_mels={value:g}"),
+        lambda recipe, value, values: ("feature.name=mel", f"feature.n_mels={value:g}"),
         (20, 40, 80, 120),
-        lambda recipe: recipe.feature.options.get("n_mels", 120) if recipe.feature.name == "mel" else None,
+        lambda recipe: recipe.feature.options.get("n_mels", 120),  # of another feature, the number of the paper
+        counts=True,
     ),
     "temperature": Curve(
         "temperature",
-        lambda recipe, value: (f"loss.temperature={value:g}",),
+        lambda recipe, value, values: (f"loss.temperature={value:g}",),
         (0.1, 0.3, 1, 3, 10),
         lambda recipe: recipe.loss.options.get("temperature"),
     ),
 }
-# Top-10 accuracy in per cent, over three seeds, of Table 2 and of the table of ablations, which comes from an older run.
-PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
+RUNGS = ("base", "contrastive", "deep_mel", "wav2vec2")
+RANDOM = "random"  # chance, which needs no fit
+
+
+def _beside(names: Sequence[str], values: Sequence[float], deviations: Sequence[float]) -> dict[str, tuple[float, float]]:
+    return dict(zip(names, zip(values, deviations, strict=True), strict=True))
+
+
+# Top-10 accuracy in per cent, mean and standard deviation over three seeds, of Table 2 and of the table of ablations, which comes from an
+# older run.
+PUBLISHED: dict[str, dict[str, dict[str, tuple[float, float]]]] = {
     "table2": {
-        "brennan2019": {"base": 6.0, "contrastive": 8.0, "deep_mel": 24.7, "wav2vec2": 25.7},
-        "broderick2019": {"base": 1.0, "contrastive": 9.7, "deep_mel": 15.4, "wav2vec2": 17.7},
-        "gwilliams2022": {"base": 12.4, "contrastive": 55.1, "deep_mel": 64.4, "wav2vec2": 70.7},
-        "schoffelen2019": {"base": 20.6, "contrastive": 55.1, "deep_mel": 61.2, "wav2vec2": 67.5},
+        "brennan2019": _beside((RANDOM, *RUNGS), (5.3, 6.0, 8.0, 24.7, 25.7), (0.1, 0.9, 4.8, 3.2, 2.9)),
+        "broderick2019": _beside((RANDOM, *RUNGS), (0.5, 1.0, 9.7, 15.4, 17.7), (0.1, 0.3, 1.0, 1.6, 0.6)),
+        "gwilliams2022": _beside((RANDOM, *RUNGS), (0.7, 12.4, 55.1, 64.4, 70.7), (0.1, 1.2, 0.7, 0.8, 0.1)),
+        "schoffelen2019": _beside((RANDOM, *RUNGS), (0.8, 20.6, 55.1, 61.2, 67.5), (0.1, 1.8, 0.9, 0.6, 0.4)),
     },
     "ablations": {
-        dataset: dict(zip((REFERENCE, *ABLATIONS), values, strict=True))
-        for dataset, values in {
-            "schoffelen2019": (67.3, 64.6, 66.9, 67.3, 65.6, 65.3, 67.2, 62.7, 65.6, 66.7, 42.4, 1.5),
-            "gwilliams2022": (66.7, 66.7, 66.5, 65.2, 64.9, 62.4, 65.1, 64.0, 61.9, 66.3, 44.3, 22.3),
-            "broderick2019": (13.4, 14.7, 13.3, 12.3, 12.5, 11.0, 11.2, 11.9, 11.9, 6.9, 6.9, 1.0),
-            "brennan2019": (25.7, 29.4, 27.1, 26.8, 24.6, 24.3, 19.0, 22.1, 20.6, 6.0, 20.2, 14.1),
-        }.items()
+        "schoffelen2019": _beside(
+            (REFERENCE, *ABLATIONS),
+            (67.3, 64.6, 66.9, 67.3, 65.6, 65.3, 67.2, 62.7, 65.6, 66.7, 42.4, 1.5),
+            (0.36, 0.31, 0.79, 0.12, 0.56, 0.28, 0.32, 0.79, 0.28, 0.23, 0.06, 0.36),
+        ),
+        "gwilliams2022": _beside(
+            (REFERENCE, *ABLATIONS),
+            (66.7, 66.7, 66.5, 65.2, 64.9, 62.4, 65.1, 64.0, 61.9, 66.3, 44.3, 22.3),
+            (0.15, 0.25, 0.36, 0.09, 1.29, 0.30, 0.92, 0.62, 0.35, 0.17, 1.24, 23.17),
+        ),
+        "broderick2019": _beside(
+            (REFERENCE, *ABLATIONS),
+            (13.4, 14.7, 13.3, 12.3, 12.5, 11.0, 11.2, 11.9, 11.9, 6.9, 6.9, 1.0),
+            (0.39, 0.45, 0.24, 1.14, 0.22, 1.33, 0.89, 0.52, 0.42, 5.13, 1.25, 0.39),
+        ),
+        "brennan2019": _beside(
+            (REFERENCE, *ABLATIONS),
+            (25.7, 29.4, 27.1, 26.8, 24.6, 24.3, 19.0, 22.1, 20.6, 6.0, 20.2, 14.1),
+            (2.93, 0.59, 2.63, 0.68, 2.12, 2.67, 4.40, 1.92, 2.15, 0.17, 1.34, 1.02),
+        ),
     },
 }
 SOURCES = {
     "table2": "Défossez et al. 2023, Table 2: the paper's protocol, three seeds",
     "ablations": "published with the code of Défossez et al. 2023: an older run than Table 2, to be compared with its own reference",
 }
-TABLES = ("table2", "ablations", *CURVES, "subjects")
+SUBJECTS = "subjects"  # a curve, too, but its points depend on who there is
+NO_CHOICE = "Validation chooses no number of subjects: more of them are more data, not a setting, and each number has its own windows."
+TABLES = ("table2", "ablations", *CURVES, SUBJECTS)
 
 
 def known(recipe: Recipe) -> dict[str, Variant]:
@@ -184,12 +225,13 @@ def table(recipe: Recipe, what: str, *, n_subjects: int | None = None, names: Se
     Parameters
     ----------
     what : str
-        ``table2``, ``ablations``; a curve: ``lag``, ``window``, ``mels``, ``temperature``, ``subjects``; or names of variants with commas
-        between them, compared with the recipe as it is.
+        ``table2``, ``ablations``; a curve: ``lag``, ``window``, ``mels``, ``temperature``, ``subjects``, with values of one's own if they
+        follow (``subjects=3,6,9``); or names of variants with commas between them, compared with the recipe as it is.
     n_subjects : int, optional
         How many there are; for ``subjects``.
     names : sequence of str
-        Who they are, in their order; for ``subjects``, unless the recipe takes the first of all there are.
+        Who they are, in their order; for ``subjects``, unless the recipe takes the first of all there are. With them, more than there are
+        is an error.
 
     Raises
     ------
@@ -197,14 +239,16 @@ def table(recipe: Recipe, what: str, *, n_subjects: int | None = None, names: Se
         If it names something that there is not.
     """
     if what == "table2":
-        rungs = ("base", "contrastive", "deep_mel", "wav2vec2")
-        return Table("From regression to contrastive learning on wav2vec 2.0", "wav2vec2", {name: VARIANTS[name] for name in rungs})
+        return Table("From regression to contrastive learning on wav2vec 2.0", "wav2vec2", {name: VARIANTS[name] for name in RUNGS})
     if what == "ablations":
         return Table("Ablations", REFERENCE, {name: VARIANTS[name] for name in (REFERENCE, *ABLATIONS)})
-    if what == "subjects":
-        return _subjects(recipe, n_subjects, names)
-    if what in CURVES:
-        return _curve(recipe, what)
+    curve, asked, text = what.partition("=")
+    if asked and curve not in (*CURVES, SUBJECTS):
+        raise ValueError(f"Values can follow {', '.join((*CURVES, SUBJECTS))}, as in window=1,3,5; got {what!r}.")
+    if curve == SUBJECTS:
+        return _subjects(recipe, n_subjects, names, _values(what, text, counts=True) if asked else ())
+    if curve in CURVES:
+        return _curve(recipe, curve, _values(what, text, counts=CURVES[curve].counts) if asked else CURVES[curve].values)
     names = [name.strip() for name in what.split(",") if name.strip()]
     unknown = [name for name in names if name not in known(recipe)]
     if unknown or not names:
@@ -216,26 +260,43 @@ def table(recipe: Recipe, what: str, *, n_subjects: int | None = None, names: Se
     return Table("Variants", REFERENCE, {name: known(recipe)[name] for name in chosen})
 
 
-def _subjects(recipe: Recipe, n_subjects: int | None, names: Sequence[str]) -> Table:
-    """Collect the points of the curve over subjects: the first 1, 2, 4 ... and all."""
+def _values(what: str, text: str, *, counts: bool) -> tuple[float, ...]:
+    """Read the values that are asked for, in order."""
+    try:
+        values = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        values = []
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        raise ValueError(f"A curve takes two or more different numbers with commas between them, as in window=1,3,5; got {what!r}.")
+    if counts and not all(value >= 1 and value == int(value) for value in values):
+        raise ValueError(f"{what.partition('=')[0]} takes whole numbers from 1 on, got {what!r}.")
+    return tuple(values)
+
+
+def _subjects(recipe: Recipe, n_subjects: int | None, names: Sequence[str], asked: Sequence[float]) -> Table:
+    """Collect the points of the curve over subjects: the first 1, 2, 4 ... and all, or those asked for; the reference has the most."""
     if n_subjects is None or n_subjects < 2:
         raise ValueError(f"The curve over subjects needs at least 2 subjects, got {n_subjects}.")
-    numbers = [2**k for k in range(n_subjects.bit_length()) if 2**k < n_subjects] + [n_subjects]
+    numbers = [int(n) for n in asked] or [2**k for k in range(n_subjects.bit_length()) if 2**k < n_subjects] + [n_subjects]
+    if names and numbers[-1] > len(names):
+        raise ValueError(f"The curve over subjects was asked for the first {numbers[-1]}, but there are {len(names)}. Ask for fewer.")
     first = recipe.subjects == "all" or recipe.subjects.startswith("first:")
     spec = {n: f"first:{n}" if first else ",".join(str(subjects.number(name)) for name in names[:n]) for n in numbers}
     points = {f"subjects-{n}": Variant(f"the first {n} of {n_subjects}", (f"subjects={spec[n]}",)) for n in numbers}
     at = dict(zip(points, map(float, numbers), strict=True))
-    return Table("Number of subjects", f"subjects-{n_subjects}", points, "subjects", at)
+    return Table("Number of subjects", f"subjects-{numbers[-1]}", points, SUBJECTS, at, NO_CHOICE)
 
 
-def _curve(recipe: Recipe, what: str) -> Table:
+def _curve(recipe: Recipe, what: str, values: Sequence[float]) -> Table:
     """Collect the points of a curve; the reference is the nearest to what the recipe has, or the middle one."""
     curve = CURVES[what]
     quantity, _, unit = curve.axis.partition(", ")
+    where = f", where {_room(recipe, values):g} s fit" if what == "window" else ""
     points = {
-        f"{what}-{value:g}": Variant(f"{quantity}: {value:g} {unit}".rstrip(), curve.setting(recipe, value)) for value in curve.values
+        f"{what}-{value:g}": Variant(f"{quantity}: {value:g} {unit}".rstrip() + where, curve.setting(recipe, value, values))
+        for value in values
     }
-    at = dict(zip(points, curve.values, strict=True))
+    at = dict(zip(points, values, strict=True))
     present = curve.present(recipe)
     middle = list(points)[len(points) // 2]
     reference = middle if present is None else min(at, key=lambda name: abs(at[name] - present))
@@ -276,7 +337,7 @@ def run(
         If the reference cannot be run, or nothing else can.
     """
     processes.start()
-    names = _chosen_subjects(recipe, root) if what == "subjects" else []
+    names = _chosen_subjects(recipe, root) if what.partition("=")[0] == SUBJECTS else []
     plan = table(recipe, what, n_subjects=len(names), names=names)
     out = Path(out)
     failed: dict[str, str] = {}
@@ -293,7 +354,8 @@ def run(
         except processes.Lost:
             raise  # says nothing of the variant
         except (ValueError, RuntimeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            if isinstance(cause, OSError) and cause.errno in FULL:
                 raise  # the next would meet the same disk
             if name == plan.reference:
                 raise RuntimeError(f"The reference of the table, {name}, cannot be run: {error}") from error
@@ -331,9 +393,10 @@ def _compare(recipe: Recipe, what: str, plan: Table, out: Path, failed: Mapping[
         axis=plan.axis or None,
         values=plan.values or None,
         failed=failed,
-        published={name: value / 100 for name, value in PUBLISHED.get(what, {}).get(recipe.dataset.name, {}).items()},
+        published={name: (mean / 100, sd / 100) for name, (mean, sd) in PUBLISHED.get(what, {}).get(recipe.dataset.name, {}).items()},
         source=SOURCES.get(what, ""),
-        chance=None if plan.axis else "random",
+        chance=None if plan.axis else RANDOM,
+        unchosen=plan.unchosen,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import asdict, replace
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -20,7 +21,8 @@ from brainspeech.figures import ladder as drawing
 from brainspeech.prediction import TestSet
 from brainspeech.protocols import Segmentation
 from brainspeech.records import Segment, Span
-from brainspeech.report.comparison import Pairs
+from brainspeech.report.comparison import Pairs, pair
+from brainspeech.report.ladder_choice import choose
 from brainspeech.report.ladder_tests import over_subjects
 
 CONFIG = EvaluateConfig(n_bootstrap=50, n_permutations=20, topk=(1, 2), n_examples=1)
@@ -29,11 +31,12 @@ N_BLOCKS, PER_BLOCK = 3, 4
 N = N_BLOCKS * PER_BLOCK
 
 
-def windows(n_subjects, split="test"):
-    """What the subjects heard: the same 12 stimuli in 3 blocks."""
+def windows(n_subjects, split="test", *, length=None, shift=0):
+    """What the subjects heard: the same 12 stimuli in 3 blocks; with a length in ms, ids are the clean protocol's."""
+    names = {(k, i): f"{k}-{i}" if length is None else f"a@{100_000 * k + 3000 * i + shift}+{length}" for k in range(9) for i in range(9)}
     return [
         Segment(
-            f"d/{s}", f"d/{s}", 100.0 * k + 3 * i, 3.0, f"{k}-{i}", f"b{k}", "", "", split,
+            f"d/{s}", f"d/{s}", 100.0 * k + 3 * i, 3.0, names[k, i], f"b{k}", "", "", split,
             (Span("a", 100.0 * k, 100.0 * k + 60, -3.0 * i),),
         )
         for s in range(n_subjects) for k in range(N_BLOCKS) for i in range(PER_BLOCK)
@@ -54,9 +57,9 @@ def hit(per_subject):
     return np.concatenate([np.where(np.arange(N) < n, 0, N - 1) for n in per_subject])
 
 
-def leave(folder, seeds, *, valid=None, kept=True, recipe=None, n_subjects=None, valid_subjects=None, row="encoder"):
+def leave(folder, seeds, *, valid=None, kept=True, recipe=None, n_subjects=None, valid_subjects=None, row="encoder", **names):
     """Leave a finished run in a folder: for each seed, how many of each subject's 12 windows are right."""
-    test = TestSet.from_segments(windows(n_subjects or len(seeds[0])))
+    test = TestSet.from_segments(windows(n_subjects or len(seeds[0]), **names))
     scores = {row: [scores_of(hit(per_subject)) for per_subject in seeds]}
     made = evaluate.evaluate(scores, test, config=CONFIG, controls=(), provenance={"recipe": recipe or {}})
     folder.mkdir(parents=True)
@@ -64,7 +67,7 @@ def leave(folder, seeds, *, valid=None, kept=True, recipe=None, n_subjects=None,
     epochs = [{"epoch": e, "valid_loss": loss, "valid_top10": top10} for e, (loss, top10) in enumerate([(2, 0.9), (1, valid), (3, 0.8)])]
     (folder / "history.json").write_text(json.dumps({} if valid is None else {row: epochs, "noise": [{**epochs[0], "valid_top10": 1.0}]}))
     if valid_subjects:
-        segments.save(folder / "segments.json", [Segmentation(windows(valid_subjects, "valid"), [], {}, [])])
+        segments.save(folder / "segments.json", [Segmentation(windows(valid_subjects, "valid", **names), [], {}, [])])
     if kept:
         report.save_ranks(folder, scores, test)
     return folder
@@ -182,7 +185,7 @@ def test_the_paper_s_names_fit_a_terminal_and_nothing_is_dropped(tmp_path):
     wide = {"value": 0.663, "low": 0.611, "high": 0.712, "sd": 0.114, "seeds": [0.6, 0.7]}
     accuracy = {"accuracy": {"top2": wide, "top1": wide}, "published": {"value": 0.661, "sd": 0.021}, "validation": {"value": 0.5}}
     tested = {
-        "difference": {"value": -0.244, "low": -0.301, "high": -0.187, "fit_error": 0.003, "beyond_fits": True},
+        "difference": other["difference"] | {"value": -0.244, "low": -0.301, "high": -0.187, "fit_error": 0.003, "beyond_fits": True},
         "subjects_test": other["subjects_test"] | {"p": 0.00012, "holm": 0.0013, "better": 12, "worse": 10, "equal": 5, "n": 27},
     }
     rows = [full | accuracy, *(other | accuracy | tested | {"name": name} for name in variants.ABLATIONS)]
@@ -248,6 +251,17 @@ def test_validation_chooses_by_the_epoch_that_was_kept(tmp_path):
     assert alone.choice.startswith("Validation cannot choose")
 
 
+@pytest.mark.parametrize(("n", "chosen"), [(10, None), (11, "b")])
+def test_validation_among_ten_candidates_chooses_nothing(n, chosen):
+    rows = [
+        {"name": name, "missing": None, "validation": {"value": value, "windows": "same", "n_candidates": float(n)}}
+        for name, value in (("a", 0.9), ("b", 1.0))
+    ]
+    found, said = choose(rows, "a")
+    assert found == chosen
+    assert ("it has 10 candidates, among which every one is in the top 10." in said) is (chosen is None)
+
+
 def test_the_fits_of_all_seeds_and_folds_are_validated_together(tmp_path):
     run = leave(tmp_path / "a", [[5, 5]])
     epochs = [{"epoch": 0, "valid_loss": 1.0, "valid_top10": 0.2}, {"epoch": 1, "valid_loss": None, "valid_top10": 0.9}]
@@ -258,19 +272,71 @@ def test_the_fits_of_all_seeds_and_folds_are_validated_together(tmp_path):
     assert found["sd"] == pytest.approx(0.2 / math.sqrt(2))
 
 
-def test_other_windows_are_not_compared_and_uneven_numbers_are_said(tmp_path):
+def test_fewer_subjects_are_compared_on_the_windows_that_both_have(tmp_path):
+    all_of_them, some = [[6, 5, 7, 6, 8, 5, 6, 9], [4, 5, 7, 6, 6, 7, 6, 9]], [[3, 2, 4, 6, 1, 2], [3, 1, 4, 4, 2, 2]]
+    runs = {"eight": leave(tmp_path / "eight", all_of_them), "six": leave(tmp_path / "six", some), "two": leave(tmp_path / "two", [[9, 9]])}
+    places = {"eight": 8, "six": 6, "two": 2}
+    made = report.ladder(runs, reference="eight", axis="subjects", values=places, unchosen="Nothing is chosen.", **QUICK)
+    assert (made.compared, made.chosen, made.choice) == (2, None, "Nothing is chosen.")
+    expected = np.array(some).mean(0) / 12 - np.array(all_of_them).mean(0)[:6] / 12
+    six = made["six"]
+    assert six["difference"]["value"] == pytest.approx(expected.mean())
+    assert six["difference"]["reference"] == pytest.approx(np.array(all_of_them)[:, :6].mean() / 12)
+    assert (six["difference"]["n_windows"], six["difference"]["partly"]) == (72, True)
+    assert six["subjects_test"]["p"] == pytest.approx(wilcoxon(np.round(expected, 9)).pvalue) == pytest.approx(2 / 2**6)
+    assert six["subjects_test"]["holm"] == pytest.approx(2 * 2 / 2**6)
+    report.write_ladder(made, tmp_path / "out")
+    _, words = parse((tmp_path / "out" / "ladder.html").read_text())
+    text = report.ladder_table(made)
+    for said in (flat(words), flat((tmp_path / "out" / "ladder.md").read_text()), flat(text)):
+        assert "Of 2 variants compared with it, each on the windows that both have" in said
+        assert re.search(r"six[ |]*72 of 96[ |]*6 of 8[ |]*50.0", said)
+        assert "6 subjects and 3 blocks (six)" in said
+        # "two" cannot come first of the two tests: its p is at best 0.5, whatever "six" has
+        assert "over 2, 6 subjects cannot give p below 0.5, 0.031, nor, after Holm's correction for 2 rows, below 0.5, 0.062" in said
+    assert max(map(len, text.splitlines())) <= 100
+    assert "of its own  " not in text
+    turned = report.ladder(runs, reference="six", **QUICK)
+    assert turned["eight"]["difference"]["value"] == pytest.approx(-expected.mean())
+    assert "of its own  " in report.ladder_table(turned)
+    assert re.search(r"eight +72 of 72 +72 of 96 +6 of 6", report.ladder_table(turned))
+
+
+def test_windows_of_other_lengths_are_paired_by_where_they_begin(tmp_path):
+    hits = {3000: [[5, 2, 9]], 1000: [[4, 6, 6]]}
+    runs = {f"ms{length}": leave(tmp_path / str(length), seeds, length=length, valid=0.5) for length, seeds in hits.items()}
+    made = report.ladder(runs, reference="ms3000", **QUICK)
+    assert made["ms1000"]["difference"]["value"] == pytest.approx(0)
+    assert {key: made["ms1000"]["subjects_test"][key] for key in ("n", "better", "worse")} == {"n": 3, "better": 1, "worse": 2}
+    assert (made["ms1000"]["difference"]["by_beginning"], made["ms1000"]["difference"]["partly"]) == (True, False)
+    assert "Windows of other lengths are paired by where they begin" in flat(report.ladder_table(made))
+    other = leave(tmp_path / "other", [[5, 2, 9]], length=1000, shift=1)
+    apart = report.ladder(runs | {"apart": other}, reference="ms3000", **QUICK)
+    assert apart["apart"]["difference"] == {"why": "other candidates: 12 and 12, 0 in common"}
+
+
+def test_a_hearing_that_one_run_lost_is_not_taken_for_another():
+    """Of a stimulus heard twice, the one run has the second hearing only, under the number of the first."""
+    ranks = {"rows": {"encoder": np.array([[0, 1]])}, "subjects": np.array(["s", "s"]), "blocks": np.array(["b", "b"])}
+    candidates = np.array(["a@0+3000", "a@500+3000"])
+    both = report.Ranks(**ranks, windows=np.array(["r a@0+3000 0", "r a@0+3000 1"]), candidates=candidates)
+    one = report.Ranks(**ranks, windows=np.array(["r a@0+3000 0", "r a@500+3000 0"]), candidates=candidates)
+    assert pair((both, "encoder"), (one, "encoder"), 1, folders=(Path("both"), Path("one"))) == "other windows: 2 and 2, none in common"
+
+
+def test_uneven_numbers_are_said(tmp_path):
     runs = {
         "two": leave(tmp_path / "two", [[5, 5]], recipe={"subjects": "first:2"}),
         "three": leave(tmp_path / "three", [[5, 5, 5], [6, 6, 6]], recipe={"subjects": "first:3"}),
         "alike": leave(tmp_path / "alike", [[5, 5]], recipe={"subjects": "first:2"}),
     }
     made = report.ladder(runs, reference="two", published={"two": (0.2, 0.01), "four": 0.4}, **QUICK)
-    assert made["three"]["difference"] == {"why": "other windows: 24 and 36, 24 in common"}
+    assert made["three"]["difference"]["n_windows"] == 24
     said = " ".join(made.warnings)
     assert "Numbers of seeds differ, 1 (two, alike), 2 (three)" in said
     assert "Numbers of subjects differ, 2 (two, alike), 3 (three)" in said
     assert "No constant of alike differs from those of two" in said
-    assert "The signed-rank test over 2 subjects cannot give p below 0.5, nor, after Holm's correction for 1 row, below 0.5" in said
+    assert "The signed-rank test over 2 subjects cannot give p below 0.5, nor, after Holm's correction for 2 rows, below 1" in said
     assert "here top-2 is the widest" in said
     assert (made["alike"]["difference"]["value"], made["alike"]["subjects_test"]["p"]) == (0, 1)
     assert made["alike"]["subjects_test"]["equal"] == 2

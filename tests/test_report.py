@@ -338,6 +338,11 @@ def backwards(rows, test):
     return {name: [s[order] for s in per_seed] for name, per_seed in rows.items()}, turned
 
 
+def elsewhere(rows, test):
+    """The same stimuli in other recordings."""
+    return rows, TestSet(test.subjects, [f"{uid}/run-2" for uid in test.recordings], test.truth, test.candidates, test.first)
+
+
 def test_ranks_are_read_back(tmp_path):
     finish(tmp_path, n_seeds=2)
     ranks = report.load_ranks(tmp_path)
@@ -402,12 +407,14 @@ def test_what_cannot_be_compared_says_why(tmp_path):
         finish(tmp_path / "b", n_blocks=7),
         finish(tmp_path / "c", n_subjects=2),
         finish(tmp_path / "d", keep=False),
+        finish(tmp_path / "e", change=elsewhere),
     ]
     made = report.compare([first, *others])
-    why = [d["why"] for d in made.differences]
+    why = [d.get("why") for d in made.differences]
     assert why[0] == "other candidates: 30 and 35, 30 in common"
-    assert why[1] == "other windows: 90 and 60, 60 in common"
+    assert made.differences[1]["units"].endswith("; on 60 windows of 2 subjects, out of 90 and 60")
     assert why[2].startswith("the ranks of d were not kept; write them: brainspeech evaluate")
+    assert why[3] == "other windows: 90 and 90, none in common"
     assert made.seeds[3] == []
     assert "not comparable" in report.comparison_table(made)
     report.write_comparison(made, tmp_path / "out")
@@ -416,7 +423,7 @@ def test_what_cannot_be_compared_says_why(tmp_path):
     with pytest.raises(ValueError, match="once"):
         report.compare([first, tmp_path / "b" / ".." / "a"])
     with pytest.raises(FileNotFoundError, match="Go on with it: brainspeech run"):
-        report.compare([first, tmp_path / "e"])
+        report.compare([first, tmp_path / "f"])
 
 
 def test_the_comparison_is_written_whole(tmp_path):

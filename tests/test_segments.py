@@ -4,14 +4,14 @@ import dataclasses
 import errno
 import itertools
 import math
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
 import pytest
 
 from brainspeech import events as ev
-from brainspeech.protocols import hash_value, split_of, texts_inside
+from brainspeech.protocols import beginning_of, hash_value, split_of, texts_inside
 from brainspeech.records import Recording, Span
 from brainspeech.segments import SegmentConfig, audit, describe, load, make_segments, save
 
@@ -369,12 +369,43 @@ def test_the_ends_of_the_recording_and_late_events_are_counted():
     assert min(s.onset for s in segmentation.segments) >= 0
 
 
-def test_nothing_vanishes_uncounted():
-    config = SegmentConfig(tmin=0, tmax=3, stride=1.0, test_anchors="grid", **RATIOS)
+@pytest.mark.parametrize("room", [None, 5.0])
+def test_nothing_vanishes_uncounted(room):
+    config = SegmentConfig(tmin=0, tmax=3, room=room, stride=1.0, test_anchors="grid", **RATIOS)
     segmentation, _ = make([story("a", 60, -20.0), story("a", 60, 5.0)], config, durations=[200.0, 60.0])
     candidates = 2 * sum(math.ceil(b.stop - b.start - 1e-6) for b in segmentation.blocks)
     dropped = {k: v for k, v in segmentation.dropped.items() if k != "events past the end of the recording"}
     assert len(segmentation.segments) + sum(dropped.values()) == candidates
+
+
+def test_windows_of_all_lengths_with_the_same_room_begin_at_the_same_places():
+    """Also where the sound breaks off, the recording ends, another split is heard at once, or the filter reaches far."""
+    tables = [story("a", 60, 1.0), story("a", 60, 5.0) + story("b", 60, 63.0), story("a", 30, 2.0)]
+    tables[2][0]["duration"] = 41.3
+    lengths = {"durations": [1000.0, 170.0, 52.0], "guard": 0.25}
+    places, n = {}, {}
+    for tmax in (0.5, 2.5, 4.5):
+        for room in (None, 5.0):
+            segmentation, _ = make(tables, SegmentConfig(tmax=tmax, room=room, **RATIOS), **lengths)
+            places[tmax, room] = {(s.recording, round(s.onset, 6), beginning_of(s.stimulus_id), s.split) for s in segmentation.segments}
+            n[tmax, room] = segmentation.dropped.get("window without the room that is asked for", 0)
+            assert len(places[tmax, room]) == len(segmentation.segments)
+            assert {s.duration for s in segmentation.segments} == {tmax + 0.5}
+    assert places[0.5, 5.0] == places[2.5, 5.0] == places[4.5, 5.0] == places[4.5, None]
+    assert places[0.5, 5.0] < places[2.5, None] < places[0.5, None]
+    assert n[4.5, 5.0] == n[0.5, None] == 0 < n[2.5, 5.0] < n[0.5, 5.0]
+
+
+def test_a_recording_has_room_for_the_longest_window_or_none():
+    config = SegmentConfig(tmin=0, tmax=1.0, room=5.0, **RATIOS)
+    segmentation, _ = make([story("a", 60), story("a", 60)], config, durations=[4.0, 500.0])
+    assert segmentation.dropped["recordings shorter than a window and its room"] == 1
+    with pytest.raises(ValueError, match="shorter than a window of 1 s with room for 5 s"):
+        make([story("a", 60)], config, durations=[4.0])
+    with pytest.raises(ValueError, match=r"A window of 1 s with room for 20 s lies .* the longest block has 8 s"):
+        make([story("a", 60)], dataclasses.replace(config, room=20.0))
+    with pytest.raises(ValueError, match="room must be a positive number of seconds or None, got 0"):
+        SegmentConfig(room=0)
 
 
 def test_a_short_recording_is_counted_and_only_short_ones_are_an_error():
@@ -550,13 +581,13 @@ def test_saved_is_loaded(toy, tmp_path):
 
 
 def test_a_full_disk_is_said_and_leaves_the_segments_before(toy, tmp_path, monkeypatch):
-    def full(self, target):
+    def full(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / "segments.json"
     save(path, [toy[0]])
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(RuntimeError, match=r"Could not write .*segments\.json: .*No space left on device.* Free some space"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RuntimeError, match=r"Could not write .*segments\.json \(.*No space left on device.* Free some space"):
         save(path, [])
     assert load(path) == [toy[0]]
     assert list(tmp_path.iterdir()) == [path]

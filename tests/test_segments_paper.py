@@ -122,6 +122,28 @@ def test_the_last_bit_of_a_clock_does_not_decide_the_split():
     assert all(len(piece.split()) == 19 for piece in pieces if not piece.endswith("w299"))
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_windows_of_all_lengths_with_the_same_room_are_of_the_same_words(chatter, is_open):
+    _, tables, durations = chatter
+    recordings = [Recording("toy", "0"), Recording("toy", "1")]
+    if is_open:
+        durations = dict.fromkeys(tables, math.inf)
+    found, n = {}, {}
+    for tmax in (0.5, 2.5, 4.5):
+        for room in (None, 5.0):
+            config = dataclasses.replace(PAPER, tmax=tmax, room=room)
+            segmentation = make_segments(recordings, tables, durations, config)
+            found[tmax, room] = {(s.recording, s.onset, s.stimulus_id, s.block) for s in segmentation.segments}
+            n[tmax, room] = segmentation.dropped.get("window without the room that is asked for", 0)
+            assert {s.duration for s in segmentation.segments} == {(round((tmax + 0.5) * 120) + 1) / 120}
+            assert len(found[tmax, room]) == len(segmentation.segments)
+    assert found[0.5, 5.0] == found[2.5, 5.0] == found[4.5, 5.0] == found[4.5, None]
+    assert n[4.5, 5.0] == n[2.5, None] == 0 < n[2.5, 5.0] < n[0.5, 5.0]
+    if not is_open:  # else the grid itself goes on for as long as the room
+        assert found[2.5, 5.0] < found[2.5, None] < found[0.5, None]
+        assert [len(found[tmax, None]) - len(found[tmax, 5.0]) for tmax in (0.5, 2.5)] == [n[0.5, 5.0], n[2.5, 5.0]]
+
+
 def test_windows_are_those_of_the_plain_loop(chatter):
     segmentation, tables, durations = chatter
     for uid, table in tables.items():

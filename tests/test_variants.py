@@ -1,6 +1,7 @@
 """Variants: every one of the paper's can be made of a shipped recipe, and a table of them runs, resumes and lists what failed."""
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def test_every_variant_of_the_paper_is_a_recipe_that_can_be_run(name):
 def test_published_numbers_stand_beside_variants_that_exist():
     for what, datasets in variants.PUBLISHED.items():
         for values in datasets.values():
-            assert list(values) == list(variants.table(recipe.load("brennan2019"), what).variants)
+            names = list(variants.table(recipe.load("brennan2019"), what).variants)
+            assert list(values) == ([variants.RANDOM, *names] if what == "table2" else names)
+    assert variants.PUBLISHED["table2"]["brennan2019"]["random"] == (5.3, 0.1)  # 10 of 190 candidates
 
 
 def test_a_curve_changes_one_constant_and_compares_with_the_value_that_the_recipe_has():
@@ -42,10 +45,40 @@ def test_a_curve_changes_one_constant_and_compares_with_the_value_that_the_recip
     assert [variants.apply(base, v).batches.lag for v in lag.variants.values()] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
     window = variants.table(base, "window")
     assert window.reference == "window-3"
-    assert [window.variants["window-5"].meaning, lag.variants["lag-50"].meaning] == ["window: 5 s", "lag: 50 ms"]
+    assert [window.variants["window-2"].meaning, lag.variants["lag-50"].meaning] == ["window: 2 s, where 5 s fit", "lag: 50 ms"]
     assert variants.apply(base, window.variants["window-5"]).segments.tmax == 4.5
+    assert {variants.apply(base, variant).segments.room for variant in window.variants.values()} == {5.0}
+    assert variants.table(base, "mels").reference == "mels-120"
+    assert variants.table(recipe.change(base, ["feature.name=mel", "feature.n_mels=40"]), "mels").reference == "mels-40"
+    assert variants.table(base, "temperature").reference == "temperature-1"  # the recipe has none: the middle
     assert list(variants.table(base, "subjects", n_subjects=11).values.values()) == [1, 2, 4, 8, 11]
     assert variants.apply(base, variants.table(base, "subjects", n_subjects=11).variants["subjects-4"]).subjects == "first:4"
+
+
+def test_a_curve_takes_values_of_ones_own():
+    base = recipe.load("brennan2019")
+    window = variants.table(base, "window=3, 1,2.5")
+    assert list(window.values.items()) == [("window-1", 1.0), ("window-2.5", 2.5), ("window-3", 3.0)]
+    assert window.reference == "window-3"
+    assert [variants.apply(base, variant).segments.room for variant in window.variants.values()] == [3.0] * 3
+    wide = recipe.change(base, ["segments.room=4"])
+    assert variants.apply(wide, variants.table(wide, "window=1,3").variants["window-1"]).segments.room == 4
+    assert list(variants.table(base, "mels=20,120").variants) == ["mels-20", "mels-120"]
+    who = [f"S{i:02d}" for i in range(1, 12)]
+    subjects = variants.table(base, "subjects=3,6,9", n_subjects=11, names=who)
+    assert (list(subjects.variants), subjects.reference) == (["subjects-3", "subjects-6", "subjects-9"], "subjects-9")
+    assert variants.table(base, "subjects=3,6,9", n_subjects=2).reference == "subjects-9"  # asked before anybody knows how many there are
+    for what, said in {
+        "subjects=3,12": "asked for the first 12, but there are 11",
+        "subjects=0,3": "subjects takes whole numbers from 1 on, got 'subjects=0,3'",
+        "mels=20,40.5": "mels takes whole numbers from 1 on",
+        "window=3,3": "two or more different numbers.*got 'window=3,3'",
+        "window=": "two or more different numbers.*got 'window='",
+        "lag=0,nan": "two or more different numbers",
+        "relu=1,2": r"Values can follow lag, window, mels, temperature, subjects.*got 'relu=1,2'",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            variants.table(base, what, n_subjects=11, names=who)
 
 
 def test_a_recipe_has_variants_of_its_own():
@@ -103,6 +136,45 @@ def test_a_curve_runs_and_marks_its_points(tmp_path, monkeypatch):
     assert [(row["name"], row["x"]) for row in made.rows] == [("lag-0", 0), ("lag-150", 150)]
     kept = [json.loads((tmp_path / "curve" / row["name"] / "recipe.json").read_text()) for row in made.rows]
     assert [constants["recipe"]["batches"]["lag"] for constants in kept] == [0, 0.15]
+
+
+def test_windows_of_all_lengths_are_compared_among_as_many_candidates(tmp_path):
+    given = {"root": None, "cache": Cache(tmp_path / "cache"), "progress": False}
+    quick = ("rows=encoder", "segments.stride=0.5", "train.max_epochs=1", "train.max_steps_per_epoch=2")
+    made = variants.run(tiny(*quick), "window=1,2.5,4", out=tmp_path / "window", **given)
+    assert made.reference == "window-2.5"
+    assert made.compared == 2
+    assert len({(row["n_candidates"], row["n_windows"], row["validation"]["windows"]) for row in made.rows}) == 1
+    assert not any(row["difference"]["partly"] for row in made.rows if row["name"] != made.reference)
+    assert made.chosen is not None
+    assert "Windows of other lengths are paired by where they begin" in (tmp_path / "window" / "ladder.md").read_text()
+    kept = [json.loads((tmp_path / "window" / row["name"] / "report.json").read_text())["dropped"] for row in made.rows]
+    assert ["windows: window without the room that is asked for" in dropped for dropped in kept] == [True, True, False]
+
+
+def test_numbers_of_subjects_are_compared_on_the_subjects_that_both_have(tmp_path):
+    given = {"root": None, "cache": Cache(tmp_path / "cache"), "progress": False}
+    quick = ("rows=encoder", "dataset.n_subjects=3", "train.max_epochs=1", "train.max_steps_per_epoch=2")
+    made = variants.run(tiny(*quick), "subjects=2,3", out=tmp_path / "subjects", **given)
+    assert (made.compared, made.chosen, made.choice) == (1, None, variants.NO_CHOICE)
+    two, three = made["subjects-2"], made["subjects-3"]
+    assert two["subjects_test"]["n"] == 2
+    assert two["difference"]["n_windows"] == two["n_windows"] < three["n_windows"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_ends_a_table(tmp_path, monkeypatch, wrapped):
+    def full(recipe, **options):
+        if "clamping" not in recipe.title:
+            return
+        error = OSError(errno.ENOSPC, "No space left on device")
+        if not wrapped:
+            raise error
+        raise RuntimeError(f"Could not write: {error}") from error
+
+    monkeypatch.setattr(variants.flow, "run", full)
+    with pytest.raises((OSError, RuntimeError), match="No space left"):
+        variants.run(tiny(), "no_clamp,relu", root=None, out=tmp_path, cache=Cache(tmp_path / "cache"), progress=False)
 
 
 def test_the_reference_is_fitted_first_so_that_nothing_is_fitted_for_nothing(tmp_path, monkeypatch):

@@ -59,9 +59,9 @@ def differences(rows: Sequence[Row], *, reference: str, k: int) -> Picture | Non
         title=f"No variant differs clearly from {label(reference)}"
         if most is None
         else f"{label(most['name'])} differs most from {label(reference)}: {100 * most['difference']['value']:+.1f} points",
-        caption=f"Dot: difference in top-{k} accuracy on the same windows and candidates. Line: its interval. p: signed ranks over "
-        "subjects, after Holm's correction. Blue: p below 0.05, and, with several seeds, a difference beyond twice the standard error "
-        "over seeds.",
+        caption=f"Dot: difference in top-{k} accuracy on the windows that both have, among the same candidates. Line: its interval. p: "
+        "signed ranks over subjects, after Holm's correction. Blue: p below 0.05, and, with several seeds, a difference beyond twice the "
+        "standard error over seeds.",
         alt=f"Difference in top-{k} accuracy from {label(reference)}, in points: "
         + ", ".join(f"{label(row['name'])} {100 * row['difference']['value']:+.1f}" for row in compared)
         + f"; {len(clear)} of {len(compared)} clear.",

@@ -1,6 +1,7 @@
 """Finished runs side by side: rows x runs, differences of the leading row with a paired test, seeds, and the constants that differ.
 
-Runs are compared window by window only where windows and candidates are the same: top-k among other candidates is another question.
+Runs are compared window by window, on the windows that both have, and only where the candidates are the same: top-k among other candidates
+is another question. Windows of different lengths are the same if they begin at the same place of the same stimulus, and so are candidates.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import html
 import json
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from brainspeech import figures, statistics
+from brainspeech import figures, protocols, statistics
 from brainspeech.evaluate import FEW_BLOCKS, RetrievalReport, plain
 from brainspeech.figures import Picture, label, percent
 from brainspeech.writing import put
@@ -27,10 +29,11 @@ from .words import many, markdown_table, plain_table, say_entry, say_p
 
 TERMINAL = 100  # columns
 METHOD = (
-    "Difference of the leading row's accuracy from the first run, in percentage points, on the same windows and candidates; interval by "
-    "the two-way bootstrap over subjects x blocks; p two-sided, the two runs swapped at random in each block, all "
-    "subjects together. p is about other stimuli for these listeners; the interval is about other listeners too, and may contain 0 where p "
-    "is small. The fits are taken as they are: with one seed each, a part of a difference is the luck of the fit."
+    "Difference of the leading row's accuracy from the first run, in percentage points, on the windows that both have, among the same "
+    "candidates (where their lengths differ: what begins at the same place); interval by the two-way bootstrap over subjects x blocks; p "
+    "two-sided, the two runs swapped at random in each block, all subjects together. p is about other stimuli for these listeners; the "
+    "interval is about other listeners too, and may contain 0 where p is small. The fits are taken as they are: with one seed each, a part "
+    "of a difference is the luck of the fit."
 )
 
 
@@ -48,8 +51,8 @@ class Comparison:
     rows : dict
         {row: one entry per run}: ``value``, ``low``, ``high``; None where a run has no such row.
     differences : tuple of dict
-        Of each run from the first, for their leading rows: ``value``, ``low``, ``high``, ``p``, ``units`` (what was swapped); or ``why``
-        they are not comparable.
+        Of each run from the first, for their leading rows: ``value``, ``low``, ``high``, ``p``, ``units`` (what was swapped, and on how
+        many windows where they are not all of both); or ``why`` they are not comparable.
     seeds : tuple of list of float
         Accuracy of the leading row with each seed; empty where ranks were not kept.
     constants : dict
@@ -147,19 +150,25 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Hits of a row in two runs, window by window.
+    """Hits of a row in two runs, window by window, on the windows that both have.
 
     Parameters
     ----------
     first, other : array of bool, shape (n_seeds, W)
         Whether the own candidate is among the k best; the runs may have different numbers of seeds.
     subjects, blocks : array of str, shape (W,)
+    left : tuple of int
+        Windows of the first run that the other has not, and the reverse.
+    by_beginning : bool
+        Whether windows are the same by where they begin, since they have different lengths.
     """
 
     first: np.ndarray
     other: np.ndarray
     subjects: np.ndarray
     blocks: np.ndarray
+    left: tuple[int, int] = (0, 0)
+    by_beginning: bool = False
 
     @property
     def gain(self) -> np.ndarray:
@@ -168,7 +177,7 @@ class Pairs:
 
 
 def pair(first: tuple[Ranks | None, str], other: tuple[Ranks | None, str], k: int, *, folders: tuple[Path, Path]) -> Pairs | str:
-    """Put the windows of a row of two runs side by side, or say why that is impossible.
+    """Put the windows of a row that two runs share side by side, or say why that is impossible.
 
     Parameters
     ----------
@@ -183,11 +192,39 @@ def pair(first: tuple[Ranks | None, str], other: tuple[Ranks | None, str], k: in
     for ranks, row, folder in ((a, row_a, folders[0]), (b, row_b, folders[1])):
         if row not in ranks.rows:
             return f"the ranks of {folder.name} have no row {row} (but {', '.join(ranks.rows)}); write them: brainspeech evaluate {folder}"
-    for what, of_a, of_b in (("candidates", a.candidates, b.candidates), ("windows", np.sort(a.windows), np.sort(b.windows))):
-        if not np.array_equal(of_a, of_b):
-            return f"other {what}: {len(of_a)} and {len(of_b)}, {len(np.intersect1d(of_a, of_b))} in common"
-    order_a, order_b = np.argsort(a.windows), np.argsort(b.windows)
-    return Pairs(a.rows[row_a][:, order_a] < k, b.rows[row_b][:, order_b] < k, a.subjects[order_a], a.blocks[order_a])
+    by_beginning = not np.array_equal(a.candidates, b.candidates)
+    if by_beginning and not np.array_equal(beginnings(a.candidates), beginnings(b.candidates)):
+        n_common = len(np.intersect1d(a.candidates, b.candidates))
+        return f"other candidates: {len(a.candidates)} and {len(b.candidates)}, {n_common} in common"
+    heard_a, heard_b = (_hearings(ranks.windows, by_beginning=by_beginning) for ranks in (a, b))
+    _, at_a, at_b = np.intersect1d(heard_a, heard_b, return_indices=True)
+    if not len(at_a):
+        return f"other windows: {len(a.windows)} and {len(b.windows)}, none in common"
+    return Pairs(
+        a.rows[row_a][:, at_a] < k,
+        b.rows[row_b][:, at_b] < k,
+        a.subjects[at_a],
+        a.blocks[at_a],
+        left=(len(a.windows) - len(at_a), len(b.windows) - len(at_b)),
+        by_beginning=by_beginning,
+    )
+
+
+def beginnings(candidates: Iterable[str]) -> np.ndarray:
+    """Give where candidates begin, sorted: what is left of their ids without the length."""
+    return np.array(sorted(protocols.beginning_of(str(name)) for name in candidates))
+
+
+def _hearings(windows: Iterable[str], *, by_beginning: bool) -> np.ndarray:
+    """Name windows (``Ranks.windows``) so that runs share a name where they share the window.
+
+    Where one of the runs lost a hearing of a stimulus, the second of the one may be the first of the other; so a name says how many there
+    are, too.
+    """
+    parts = [str(name).rpartition(" ") for name in windows]
+    heard = [protocols.beginning_of(what) if by_beginning else what for what, _, _ in parts]
+    total = Counter(heard)
+    return np.array([f"{what} {n} of {total[what]}" for what, (_, _, n) in zip(heard, parts, strict=True)])
 
 
 def difference(pairs: Pairs, *, n_permutations: int, n_bootstrap: int, seed: int) -> dict[str, Any]:
@@ -214,7 +251,20 @@ def _difference(
 ) -> dict[str, Any]:
     """Compare the leading rows of two runs window by window, or say why that is impossible."""
     pairs = pair(first, other, k, folders=folders)
-    return {"why": pairs} if isinstance(pairs, str) else difference(pairs, **options)
+    if isinstance(pairs, str):
+        return {"why": pairs}
+    found = difference(pairs, **options)
+    return found | {"units": found["units"] + _partly(pairs)}
+
+
+def _partly(pairs: Pairs) -> str:
+    """Say on how many windows two runs were compared, where they are not all of both."""
+    if not any(pairs.left):
+        return ""
+    n = len(pairs.subjects)
+    return (
+        f"; on {n:,} windows of {many(len(np.unique(pairs.subjects)), 'subject')}, out of {n + pairs.left[0]:,} and {n + pairs.left[1]:,}"
+    )
 
 
 def _differing(reports: Sequence[RetrievalReport]) -> dict[str, list[str]]:

@@ -1,7 +1,8 @@
 """The variants of a recipe side by side: the accuracy of each, its difference from one of them with two tests, what validation chooses.
 
-A ladder is what a paper's table of ablations is: one run per variant, all else equal. Differences are taken window by window where windows
-and candidates are the same; which variant is chosen is for the validation split, never for the figures on the test split.
+A ladder is what a paper's table of ablations is: one run per variant, all else equal. Differences are taken window by window, on the
+windows that both runs have, where the candidates are the same; which variant is chosen is for the validation split, never for the figures
+on the test split.
 """
 
 import math
@@ -46,8 +47,9 @@ class Ladder:
         reference, of this variant]}), ``alarms``; and, None where there is no result, ``n_windows``, ``n_candidates``, ``subjects``,
         ``blocks``, ``folds``, ``seeds``, ``row``, ``chance`` ({"top10": fraction}), ``accuracy`` ({"top10": {``value``, ``low``, ``high``,
         ``sd``, ``seeds``}}), ``validation`` ({``value``, ``sd``, ``fits``, ``epochs``, ``n_candidates``, ``windows``, a digest}),
-        ``difference`` ({``value``, ``low``, ``high``, ``fit_error``, ``beyond_fits``} or {``why``}), ``subjects_test`` and ``blocks_test``
-        ({``p``, ``holm``, ``n``, ``smallest``, and over subjects ``better``, ``worse``, ``equal``}).
+        ``difference`` ({``value``, ``low``, ``high``, ``n_windows`` that both have, ``partly``: whether one has others too, ``reference``:
+        its accuracy on them, ``by_beginning``: whether their lengths differ, ``fit_error``, ``beyond_fits``} or {``why``}),
+        ``subjects_test`` and ``blocks_test`` ({``p``, ``holm``, ``n``, ``smallest``, and over subjects ``better``, ``worse``, ``equal``}).
     axis : str or None
         What ``x`` is.
     chosen : str or None
@@ -101,6 +103,7 @@ def ladder(
     chance: str | None = None,
     failed: Mapping[str, str] | None = None,
     row: str | None = None,
+    unchosen: str = "",
     n_permutations: int = 10_000,
     n_bootstrap: int = 10_000,
     seed: int = 0,
@@ -129,6 +132,8 @@ def ladder(
         Variants that did not come to their report, and why.
     row : str, optional
         The row of each report that is compared; its leading row otherwise.
+    unchosen : str
+        Why validation is not asked which variant to take, as a sentence; empty: it is.
     n_permutations, n_bootstrap, seed : int
         Of the tests and intervals of the differences. Intervals of accuracies are those of the runs' reports.
 
@@ -168,7 +173,7 @@ def ladder(
         add_seeds(entry, ranks.get(entry["name"]), ks)
     compared = compare_all(rows, ranks, reference, k, n_permutations=n_permutations, n_bootstrap=n_bootstrap, seed=seed)
     same = identical(rows, ranks)
-    chosen, choice = choose(rows, reference)
+    chosen, choice = (None, unchosen) if unchosen else choose(rows, reference)
     said = _warnings(rows, reports, reference, compared, k)
     if chance is not None:
         rows.insert(0, _chance_row(chance, next(r for r in rows if r["name"] == reference), ks, names, published))
@@ -316,7 +321,7 @@ def _warnings(
     out += _uneven(
         there, "candidates", lambda row: row["n_candidates"], "chance changes with them, and accuracies answer different questions"
     )
-    out += _uneven(there, "subjects", lambda row: row["subjects"], "the rows are not about the same listeners")
+    out += _uneven(there, "subjects", lambda row: row["subjects"], "their accuracies are not about the same listeners")
     if any(len(row["seeds"]) == 1 for row in there):
         out.append(
             "One seed each is the luck of one fit: it has no standard deviation, and no test here knows of it. Run more (--seeds 3)."
@@ -331,16 +336,22 @@ def _warnings(
 
 def _hopeless(there: Sequence[Mapping[str, Any]], compared: int) -> list[str]:
     """Say where so few subjects were tested, or so many rows, that no p can be small."""
-    out = []
-    for n in sorted({row["subjects_test"]["n"] for row in there if row["subjects_test"]}):
+    tested = [row["subjects_test"]["n"] for row in there if row["subjects_test"]]
+    found = []
+    for n in sorted(set(tested)):
         smallest = statistics.smallest_signed_rank_p(n)
-        corrected = min(1.0, compared * smallest)
+        # Rows with more subjects may have smaller p, and are then corrected for first.
+        corrected = min(1.0, sum(other <= n for other in tested) * smallest)
         if corrected > LEVEL:
-            out.append(
-                f"The signed-rank test over {many(n, 'subject')} cannot give p below {smallest:.2g}, nor, after Holm's correction for "
-                f"{many(compared, 'row')}, below {corrected:.2g}: no row here can come below {LEVEL:g}, whatever its difference."
-            )
-    return out
+            found.append((n, f"{smallest:.2g}", f"{corrected:.2g}"))
+    if not found:
+        return []
+    numbers, smallest_ps, corrected_ps = (", ".join(map(str, column)) for column in zip(*found, strict=True))
+    which = "no row here" if len(set(tested)) == len(found) else "no such row"
+    return [
+        f"The signed-rank test over {numbers} {'subject' if numbers == '1' else 'subjects'} cannot give p below {smallest_ps}, nor, after "
+        f"Holm's correction for {many(compared, 'row')}, below {corrected_ps}: {which} can come below {LEVEL:g}, whatever its difference."
+    ]
 
 
 def _unchanged(there: Sequence[Mapping[str, Any]], reports: Mapping[str, RetrievalReport], reference: str) -> list[str]:

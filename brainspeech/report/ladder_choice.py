@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from brainspeech import cache, segments
+from brainspeech import cache, protocols, segments
 from brainspeech.figures import label
 
 from .files import load_history
@@ -39,13 +39,16 @@ def validation(folder: Path, row: str) -> dict[str, Any] | None:
 
 
 def _valid_windows(folder: Path) -> tuple[float | None, str | None]:
-    """Give the number of validation's candidates, averaged over folds, and a digest of its windows; None where a run kept no segments."""
+    """Give the number of validation's candidates, averaged over folds, and a digest of its windows; None where a run kept no segments.
+
+    Windows of other lengths that begin at the same places have the same digest.
+    """
     path = folder / "segments.json"
     if not path.is_file():
         return None, None
     folds = [[s for s in fold.segments if s.split == "valid"] for fold in segments.load(path)]
     n = float(np.mean([len({s.stimulus_id for s in fold}) for fold in folds]))
-    return n, cache.digest([sorted(f"{s.recording} {s.stimulus_id}" for s in fold) for fold in folds])
+    return n, cache.digest([sorted(f"{s.recording} {protocols.beginning_of(s.stimulus_id)}" for s in fold) for fold in folds])
 
 
 def choose(rows: Sequence[Mapping[str, Any]], reference: str) -> tuple[str | None, str]:
@@ -59,6 +62,9 @@ def choose(rows: Sequence[Mapping[str, Any]], reference: str) -> tuple[str | Non
     left = f" Not asked, since their fits kept no validation accuracy: {', '.join(silent)}." if silent else ""
     if other:
         left += f" Not asked, since their validation windows are others than those of {label(same[0]['name'])}: {', '.join(other)}."
+    few = same[0]["validation"]["n_candidates"] if same else None
+    if few is not None and few <= VALID_K:
+        return None, f"Validation cannot choose: it has {few:g} candidates, among which every one is in the top {VALID_K}.{left}"
     if len(same) < 2:
         return None, "Validation cannot choose: fewer than two variants have an accuracy on the same validation windows." + left
     best = max(row["validation"]["value"] for row in same)

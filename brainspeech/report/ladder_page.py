@@ -25,8 +25,13 @@ METHODS = {
     "top-k": "How often the segment that was heard is among the k candidates nearest to the estimate, over all test windows and all seeds; "
     "in brackets the two-way bootstrap interval over subjects x blocks of the run's own report, which takes the fits as they are.",
     "sd": "Standard deviation of that accuracy over seeds, in percentage points.",
-    "minus": "Difference from the row that is named, in percentage points, on the same windows and candidates; in brackets the two-way "
-    "bootstrap interval over subjects x blocks.",
+    "minus": "Difference from the row that is named, in percentage points, on the windows that both runs have, among the same candidates; "
+    "in brackets the two-way bootstrap interval over subjects x blocks.",
+    "windows": "Test windows that both runs have, out of those of the row that is compared with: the difference and the tests rest on "
+    "these, each accuracy on all that its run has.",
+    "of its own": "The same, out of those of the row itself.",
+    "subjects there": "Subjects of these windows.",
+    "reference there": "Accuracy of the row that is compared with on these windows.",
     "se": "Standard error of the difference over seeds, in percentage points: what the luck of the fits alone would do.",
     "more/less/same": "In how many subjects the accuracy is higher than, lower than and the same as in the row that is compared with.",
     "p subjects": "Two-sided Wilcoxon signed-rank test of the subjects' accuracies, each averaged over seeds: about other listeners to "
@@ -37,8 +42,9 @@ METHODS = {
     "Holm": "The p before it, corrected for the number of rows that were tested (Holm 1979).",
     "chance": "k / N, in brackets N, the number of candidates.",
     "validation": f"Top-{VALID_K} accuracy on the validation split, among its own candidates, at the epoch that was kept (the lowest "
-    "validation loss), mean over seeds and folds. A lag, a temperature or a variant is chosen by this column, never by the test split.",
+    "validation loss), mean over seeds and folds.",
 }
+CHOSEN = " A lag, a temperature or a variant is chosen by this column, never by the test split."
 
 
 def ladder_table(ladder: Ladder) -> str:
@@ -51,6 +57,7 @@ def ladder_table(ladder: Ladder) -> str:
         plain_table(*_without(*main_cells(ladder), tested)),
         wrap(_same_candidates(ladder)),
         plain_table(header, body) if body else [],
+        plain_table(*shared_cells(ladder)) if shared_cells(ladder)[1] else [],
         wrap([*_tested(ladder), *(f"not compared: {text}" for text in _not_compared(ladder))]),
         wrap(f"{name}: {text}" for name, text in _methods(ladder)),
         wrap(f"note: {text}" for text in _notes(ladder)),
@@ -132,6 +139,25 @@ def test_cells(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
     return _without(header, body, {"se"} if all(cells[2] == NOTHING for cells in body) else ())
 
 
+def shared_cells(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
+    """Give the header and the rows of the table that says what the comparisons rest on; no rows where that is all windows of all."""
+    first = ladder[ladder.reference]
+    shared = [row for row in ladder.rows if row["subjects_test"] and row["difference"]["partly"]]
+    body = [
+        [
+            label(row["name"]),
+            f"{row['difference']['n_windows']:,} of {first['n_windows']:,}",
+            f"{row['difference']['n_windows']:,} of {row['n_windows']:,}",
+            f"{row['subjects_test']['n']} of {first['subjects']}",
+            _points(row["difference"]["reference"]),
+        ]
+        for row in shared
+    ]
+    header = ["variant", "windows", "of its own", "subjects there", "reference there, %"]
+    has_more = any(row["n_windows"] > row["difference"]["n_windows"] for row in shared)
+    return _without(header, body, () if has_more else ("of its own",))
+
+
 def _accuracy(row: Mapping[str, Any], k: int) -> str:
     return "no result" if row["missing"] else say_entry(row["accuracy"][f"top{k}"], short=True).removesuffix(" %")
 
@@ -193,7 +219,10 @@ def _headline(ladder: Ladder) -> str:
     below, above = ([label(r["name"]) for r in clear if sign * r["difference"]["value"] > 0] for sign in (-1, 1))
     lucky = [label(r["name"]) for r in clear if r["difference"]["beyond_fits"] is False]
     differ = {0: "none differs", 1: "1 differs"}.get(len(clear), f"{len(clear)} differ")
-    text += f" Of {many(ladder.compared, 'variant')} compared with it, {differ} (p < {LEVEL:g} over subjects, after Holm's correction)"
+    where = ", each on the windows that both have" if shared_cells(ladder)[1] else ""
+    text += (
+        f" Of {many(ladder.compared, 'variant')} compared with it{where}, {differ} (p < {LEVEL:g} over subjects, after Holm's correction)"
+    )
     parts = [f"{side} {', '.join(names)}" for side, names in (("below:", below), ("above:", above)) if names]
     text += f"; {'; '.join(parts)}." if parts else "."
     return text + (f" Within twice the standard error over seeds, so perhaps the luck of the fits: {', '.join(lucky)}." if lucky else "")
@@ -218,15 +247,24 @@ def _same_candidates(ladder: Ladder) -> list[str]:
 
 
 def _tested(ladder: Ladder) -> list[str]:
-    """Say how many subjects and blocks the tests are over; all that is compared has the windows of the reference."""
-    tests = [(row["subjects_test"]["n"], row["blocks_test"]["n"]) for row in ladder.rows if row["subjects_test"]]
-    return [f"Tests over {many(n, 'subject')} and {many(m, 'block')}." for n, m in dict.fromkeys(tests)]
+    """Say how many subjects and blocks the tests are over, and how windows of other lengths were paired."""
+    tested = [row for row in ladder.rows if row["subjects_test"]]
+    over: dict[str, list[str]] = {}
+    for row in tested:
+        n, m = row["subjects_test"]["n"], row["blocks_test"]["n"]
+        over.setdefault(f"{many(n, 'subject')} and {many(m, 'block')}", []).append(label(row["name"]))
+    said = [what if len(over) == 1 else f"{what} ({', '.join(names)})" for what, names in over.items()]
+    out = [f"Tests over {'; '.join(said)}."] if said else []
+    if any(row["difference"]["by_beginning"] for row in tested):
+        out.append("Windows of other lengths are paired by where they begin, and so are their candidates.")
+    return out
 
 
 def _methods(ladder: Ladder) -> list[tuple[str, str]]:
     """Give what is said of each column that there is."""
-    columns = {*main_cells(ladder)[0], *test_cells(ladder)[0], "top-k"}
-    return [(name, text) for name, text in METHODS.items() if any(c == name or c.startswith((f"{name} ", f"{name},")) for c in columns)]
+    columns = {*main_cells(ladder)[0], *test_cells(ladder)[0], *(shared_cells(ladder)[0] if shared_cells(ladder)[1] else ()), "top-k"}
+    methods = METHODS if ladder.chosen is None else METHODS | {"validation": METHODS["validation"] + CHOSEN}
+    return [(name, text) for name, text in methods.items() if any(c == name or c.startswith((f"{name} ", f"{name},")) for c in columns)]
 
 
 def _not_compared(ladder: Ladder) -> list[str]:
@@ -303,7 +341,9 @@ def _markdown(ladder: Ladder, pictures: Sequence[Picture], links: Mapping[str, s
     lines += [" ".join([*_same_candidates(ladder), BELOW]), ""]
     lines += [line for p in pictures for line in (f"![{p.alt}](figures/{p.name}.png)", "", p.caption, "")]
     header, body = test_cells(ladder)
-    lines += ["## Tests", "", *(markdown_table(header, body) if body else ["Nothing could be compared."]), "", *_tested(ladder), ""]
+    lines += ["## Tests", "", *(markdown_table(header, body) if body else ["Nothing could be compared."]), ""]
+    lines += [*markdown_table(*shared_cells(ladder)), ""] if shared_cells(ladder)[1] else []
+    lines += [line for text in _tested(ladder) for line in (text, "")]
     lines += [*(f"- Not compared: {text}" for text in _not_compared(ladder)), ""]
     lines += ["## How to read the tables", "", *(f"- {name}: {text}" for name, text in _methods(ladder)), ""]
     if _notes(ladder):
@@ -333,6 +373,7 @@ def _page(ladder: Ladder, pictures: Sequence[Picture], links: Mapping[str, str])
             f'<p class="small">{e(below)}</p>',
             "<h2>Figures</h2>" + show(pictures),
             "<h2>Tests</h2>" + (tabulate(header, body, links=links) if body else "<p>Nothing could be compared.</p>"),
+            tabulate(*shared_cells(ladder), links=links) if shared_cells(ladder)[1] else "",
             *(f'<p class="small">{e(text)}</p>' for text in _tested(ladder)),
             itemise([f"Not compared: {text}" for text in _not_compared(ladder)]),
             "<h2>How to read the tables</h2>" + _defined(_methods(ladder)),

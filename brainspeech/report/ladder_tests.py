@@ -71,6 +71,10 @@ def compare_all(rows: Sequence[dict[str, Any]], ranks: Mapping[str, Ranks | str 
         found = difference(pairs, **options)
         error = _fit_error(pairs)
         row["difference"] = {key: found[key] for key in ("value", "low", "high")} | {
+            "n_windows": len(pairs.subjects),
+            "reference": float(pairs.first.mean()),
+            "partly": any(pairs.left),
+            "by_beginning": pairs.by_beginning,
             "fit_error": error,
             "beyond_fits": None if error is None else abs(found["value"]) > FIT_ERRORS * error,
         }
