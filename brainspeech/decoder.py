@@ -37,6 +37,7 @@ from brainspeech.recipe import Choice, Recipe
 from brainspeech.records import Segment, Signal, Span
 from brainspeech.segments import SegmentConfig
 from brainspeech.sharing import Shareable
+from brainspeech.timing import to_samples
 from brainspeech.train import TrainConfig
 
 DEFAULTS = Recipe(name="decoder", title="", dataset=Choice("arrays"))
@@ -339,7 +340,8 @@ class SpeechDecoder(Shareable):
         Parameters
         ----------
         stimuli : one of
-            array of shape (N, F, n_frames): features, each from the first to the last sample of a window.
+            array of shape (N, F, n_frames): features, each from the first to the last sample of a window. One frame more than a window has
+            samples (both ends counted) is left out, with a warning, as in ``fit``.
             sequence of (samples, audio_sfreq): sounds as long as a window.
             sequence of (name, start): the windows that begin at these seconds of the dataset's stimuli; the feature hears the window only.
             sequence of Segment: of the dataset; the feature hears their spans.
@@ -363,6 +365,7 @@ class SpeechDecoder(Shareable):
         if not len(stimuli):
             raise ValueError("Candidates need stimuli, got none.")
         if isinstance(stimuli, np.ndarray):
+            stimuli = given.without_end(stimuli, to_samples(duration, fitted.recipe.preprocess.sfreq))
             names = [f"candidate {i}" for i in range(len(stimuli))]
             spans: list[tuple[Span, ...]] = [(Span(name, 0.0, duration, 0.0),) for name in names]
             tracks: Tracks = {s[0].key: given.track(s[0], values) for s, values in zip(spans, stimuli, strict=True)}

@@ -232,6 +232,17 @@ def track(span: Span, values: np.ndarray) -> FeatureTrack:
     return FeatureTrack("given", *span.key, np.ascontiguousarray(values, dtype=np.float32), values.shape[1] / length)
 
 
+def without_end(values: np.ndarray, n_times: int) -> np.ndarray:
+    """Leave out the last frame of features (n, F, n_times + 1), which have both ends of a window counted; a warning says it."""
+    if values.ndim != 3 or values.shape[2] != n_times + 1:
+        return values
+    warnings.warn(
+        f"Got features of {n_times + 1} frames for windows of {n_times} samples: both ends are counted. The last frame is left out.",
+        stacklevel=3,
+    )
+    return values[..., :n_times]
+
+
 def spans_of(stimuli: list, duration: float, dataset: datasets.Dataset | None) -> tuple[list[tuple[Span, ...]], datasets.Dataset]:
     """Say for each candidate what is heard, and who knows the sounds."""
     if all(isinstance(item, Segment) for item in stimuli):
@@ -263,13 +274,12 @@ def with_targets(
 ) -> tuple[list[Segment], dict[str, Signal], dict[tuple[str, float, float], FeatureTrack]]:
     """Make segments, signals and tracks of windows with targets, split by stimulus.
 
-    Targets with one frame for each sample of windows whose last samples were left out lose the same frames.
+    Targets that have a frame for each sample of a window and one more lose that one, as windows do; see ``without_end``.
     """
     n = len(windows.data)
     if targets.ndim != 3 or len(targets) != n:
         raise ValueError(f"Targets must be (n, F, n_frames) with one for each of {n} windows, got {targets.shape}.")
-    if windows.n_cut and targets.shape[2] == windows.data.shape[2] + windows.n_cut:
-        targets = targets[..., : -windows.n_cut]
+    targets = without_end(targets, windows.data.shape[2])
     who = [name if "/sub-" in name else f"arrays/sub-{name.removeprefix('sub-')}" for name in spread_out(subject, n, "subject")]
     heard = content_ids(targets) if stimuli is None else spread_out(stimuli, n, "stimuli")
     where = heard if blocks is None else spread_out(blocks, n, "blocks")

@@ -1,7 +1,7 @@
 """A trained module as one folder: weights (safetensors), config.json, statistics.json, a model card; and that folder on a hub.
 
-Nothing in it is executed when it is read. config.json keeps the SHA-256 of the other files, so that a file that was changed or cut is told
-from a whole one even where its size is right. From a hub come files of these names only.
+Nothing in it is executed when it is read. config.json keeps the SHA-256 of the other files and of itself, so that a file that was changed
+or cut is told from a whole one even where its size is right. From a hub come files of these names only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UPLOADED = (".safetensors", ".json", ".md", ".html", ".png")
 SUMS = "SHA256SUMS"
 MESSAGE = "Upload with brainspeech"
 # What save itself writes into config.json.
-RESERVED = {"model", "model_config", "version", "statistics", "digests"}
+RESERVED = {"model", "model_config", "version", "statistics", "digests", "seal"}
 
 
 class Saved(NamedTuple):
@@ -83,6 +83,8 @@ def save(
     reserved = sorted(RESERVED & config.keys())
     if reserved:
         raise ValueError(f"The config's {', '.join(reserved)} are written by save itself. Leave them out.")
+    if folder.resolve() == Path.cwd():
+        raise ValueError(f"{folder} is the working directory, which cannot be replaced in one step. Name a folder in it.")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     foreign = [name for name in there if name not in FILES or CONFIG not in there]  # a README alone is somebody's, not a card
     if foreign or (folder.exists() and not folder.is_dir()):
@@ -107,7 +109,8 @@ def save(
         if extra:
             write_tensors(temporary / EXTRA, extra)
         digests = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / CONFIG).write_text(json.dumps(entry | {"digests": digests}, indent=1) + "\n")
+        kept = entry | {"digests": digests}
+        (temporary / CONFIG).write_text(json.dumps(kept | {"seal": seal(kept)}, indent=1) + "\n")
         if card is not None:
             (temporary / CARD).write_text(card, encoding="utf-8")
     return folder
@@ -143,6 +146,12 @@ def load(folder: str | Path) -> Saved:
     return Saved(module.eval(), config, statistics, extra)
 
 
+def seal(config: Mapping[str, Any]) -> str:
+    """Compute the SHA-256 of a config, whatever the order and the layout of its entries."""
+    plain = {key: value for key, value in config.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(plain)), sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: str | Path) -> str:
     """Compute the SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
@@ -151,6 +160,8 @@ def sha256(path: str | Path) -> str:
 
 def _check_digests(folder: Path, config: Mapping[str, Any]) -> None:
     """Compare the files with the digests that were kept when they were saved; a folder of an earlier version has none."""
+    if "seal" in config and config["seal"] != seal(config):
+        raise RuntimeError(f"{folder / CONFIG} is damaged or was changed since it was saved. Save or copy the folder again.")
     kept = config.get("digests", {})
     if not isinstance(kept, dict) or not set(kept) <= set(FILES):
         raise RuntimeError(f"{folder / CONFIG} is damaged: its digests are not those of saved files. Save or copy it again.")
@@ -474,6 +485,7 @@ __all__ = [
     "recover",
     "replacing",
     "save",
+    "seal",
     "sha256",
     "write_tensors",
 ]

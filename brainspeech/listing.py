@@ -27,9 +27,12 @@ def merged(notes: Iterable[str]) -> list[str]:
 
 
 def _one_of(same: Sequence[str]) -> Sequence[str]:
-    """Let the first of notes that are alike speak for all, if they are of several recordings."""
+    """Let the one with the largest numbers of notes that are alike speak for all, if they are of several recordings."""
     names = list(dict.fromkeys(note.partition(": ")[0] for note in same))
     if len(names) == 1:
         return same
-    numbers = " with other numbers or names" * (len({note.partition(": ")[2] for note in same}) > 1)
-    return [f"{same[0].rstrip('.')}. The same{numbers} in {len(names) - 1} more: {some(names[1:], NAMED)}."]
+    speaker = max(same, key=lambda note: [float(number) for number in re.findall(r"\d+", note.partition(": ")[2])])
+    others = [name for name in names if name != speaker.partition(": ")[0]]
+    differ = " with other numbers or names" * (len({note.partition(": ")[2] for note in same}) > 1)
+    many = f" ({len(same)} notes in all)" * (len(same) > len(names))
+    return [f"{speaker.rstrip('.')}. The same{differ} in {len(others)} more{many}: {some(others, NAMED)}."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, Self
 
 import torch
@@ -25,13 +26,38 @@ FAMILIES = {
 
 
 class Parameters:
-    """What scikit-learn asks of an estimator besides its verbs; the constructor of a subclass stores ``PARAMETERS`` as they are."""
+    """What scikit-learn asks of an estimator besides its verbs; the constructor of a subclass stores its parameters as they are.
+
+    They are ``PARAMETERS``, and those of a constructor of somebody's own, which hands on the others as ``**options`` or has none of them.
+    """
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """List the parameters."""
+        own = [p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"]
+        passes_on = any(p.kind is p.VAR_KEYWORD for p in own)
+        named = [p.name for p in own if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return tuple(dict.fromkeys([*(PARAMETERS if passes_on else ()), *named]))
+
+    @classmethod
+    def without_default(cls) -> list[str]:
+        """List the parameters that have to be given."""
+        return [name for name in cls.names() if name not in cls._defaults()]
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            if "__init__" in vars(base) and base is not object:
+                parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+                found |= {p.name: p.default for p in parameters if p.default is not p.empty}
+        return found
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Give the parameters; ``deep`` adds their fields as ``train__lr``."""
-        values = {name: getattr(self, name) for name in PARAMETERS}
+        values = {name: getattr(self, name) for name in self.names()}
         if deep:
-            for name in (*CHOICES, *CONFIGS):
+            for name in [name for name in (*CHOICES, *CONFIGS) if name in values]:
                 values |= {f"{name}__{key}": value for key, value in fields_of(values[name]).items()}
         return values
 
@@ -45,8 +71,8 @@ class Parameters:
         """
         for name in sorted(values, key=lambda name: "__" in name):  # wholes before their fields
             part, nested, key = name.partition("__")
-            if part not in PARAMETERS or (nested and part not in (*CHOICES, *CONFIGS)):
-                raise ValueError(f"{type(self).__name__} has no parameter {name!r}; it has {', '.join(PARAMETERS)}.")
+            if part not in self.names() or (nested and part not in (*CHOICES, *CONFIGS)):
+                raise ValueError(f"{type(self).__name__} has no parameter {name!r}; it has {', '.join(self.names())}.")
             setattr(self, part, with_field(getattr(self, part), key, values[name], where=name) if nested else values[name])
         return self
 
@@ -61,7 +87,8 @@ class Parameters:
             raise NotFittedError(f"This {type(self).__name__} is not fitted: call fit(), load() or from_pretrained().")
 
     def __repr__(self) -> str:
-        changed = [f"{n}={getattr(self, n)!r}" for n in PARAMETERS if getattr(self, n) != getattr(type(self)(), n)]
+        usual, values = self._defaults(), self.get_params(deep=False)
+        changed = [f"{name}={value!r}" for name, value in values.items() if name not in usual or value != usual[name]]
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_tags__(self) -> Any:

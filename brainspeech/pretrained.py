@@ -304,7 +304,7 @@ class Pretrained:
         mine, others = self._compared(estimates, candidates, device)
         if np.asarray(targets).dtype.kind not in "iu":
             raise ValueError(f"Targets must be columns of candidates, whole numbers, got {np.asarray(targets).dtype}.")
-        columns = torch.as_tensor(np.asarray(targets), device=device)
+        columns = torch.as_tensor(np.asarray(targets).astype(np.int64), device=device)
         return retrieval.ranks(mine, others, columns, scores=self.loss.to(device).scores).cpu().numpy()
 
     def _compared(self, estimates: np.ndarray, candidates: Any, device: torch.device) -> tuple[Tensor, Tensor]:

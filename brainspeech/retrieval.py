@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from brainspeech import similarity
-from brainspeech.similarity import Repeated
 
 
 class Ranks(NamedTuple):
@@ -77,7 +76,7 @@ def ranks_of_all(scores: Tensor | np.ndarray) -> Tensor:
 
 def ranks(
     estimates: Tensor,
-    candidates: Tensor | Repeated,
+    candidates: similarity.Candidates,
     targets: Tensor,
     *,
     scores: Callable[..., Tensor] = similarity.candidate_normalised,
@@ -88,14 +87,14 @@ def ranks(
     Parameters
     ----------
     estimates : Tensor, shape (B, F, T)
-    candidates : Tensor, shape (N, F, T), or Repeated
-        Repeated, if ``scores`` is one of ``similarity`` that takes them.
+    candidates : Tensor, shape (N, F, T), or Repeated or Normed
+        The latter, if ``scores`` is one of ``similarity`` that takes them.
     targets : Tensor, shape (B,)
         Column of each row's own candidate.
     scores : callable
         (b, F, T), (n, F, T) -> (b, n), higher is nearer, where an entry depends on its own estimate and candidate only.
     chunk : int
-        At most so many estimates and so many candidates are compared at once; Repeated candidates are compared by their own groups.
+        At most so many estimates and so many candidates are compared at once; Repeated and Normed candidates are compared all together.
 
     Returns
     -------
@@ -114,7 +113,7 @@ def ranks(
         raise ValueError(f"Targets must have one column per estimate, {(len(estimates),)}, got {tuple(targets.shape)}.")
     _check_targets(targets, len(candidates))
     found = [torch.empty(0, dtype=torch.int64, device=estimates.device)]
-    parts = [_normed(part, scores) for part in ([candidates] if isinstance(candidates, Repeated) else candidates.split(chunk))]
+    parts = [_normed(part, scores) for part in (candidates.split(chunk) if isinstance(candidates, Tensor) else [candidates])]
     for rows, columns in zip(estimates.split(chunk), targets.split(chunk), strict=True):
         row_scores = torch.cat([scores(rows, part) for part in parts], dim=1)
         found.append(ranks_from_scores(row_scores, columns).ranks)
@@ -123,7 +122,7 @@ def ranks(
 
 def stream_scores(
     estimates: Tensor,
-    parts: Iterable[Tensor | Repeated],
+    parts: Iterable[similarity.Candidates],
     *,
     scores: Callable[..., Tensor] = similarity.candidate_normalised,
     chunk: int = 512,
@@ -136,7 +135,7 @@ def stream_scores(
     Parameters
     ----------
     estimates : Tensor, shape (B, F, T)
-    parts : iterable of Tensor, shape (n, F, T), or Repeated
+    parts : iterable of Tensor, shape (n, F, T), or Repeated or Normed
         The N candidates in order.
     scores : callable
         As in ``ranks``.
@@ -183,7 +182,7 @@ def chance(k: int, n: int) -> float:
     return min(k, n) / n
 
 
-def _normed(part: Tensor | Repeated, scores: Callable[..., Tensor]) -> similarity.Candidates:
+def _normed(part: similarity.Candidates, scores: Callable[..., Tensor]) -> similarity.Candidates:
     """Have the norms of candidates computed once, not for every chunk of estimates, where the scores take them so."""
     return similarity.Normed(part) if isinstance(part, Tensor) and similarity.takes_prepared(scores) else part
 

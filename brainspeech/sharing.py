@@ -90,6 +90,10 @@ class Shareable(Parameters, ModelHubMixin, library_name="brainspeech"):
             raise FileNotFoundError(
                 f"{folder} is a run folder, no saved decoder: {cls.__name__}.from_run({str(folder)!r}) takes its decoder."
             )
+        if needed := cls.without_default():
+            raise TypeError(
+                f"{cls.__name__} is made by load, which knows no {', '.join(needed)}: give every parameter of your own a default."
+            )
         decoder = cls()._take(Path(folder))
         recipe = decoder.recipe_
         values = {name: getattr(recipe, name) for name in (*CHOICES, "context", *CONFIGS)}
@@ -162,11 +166,14 @@ class Shareable(Parameters, ModelHubMixin, library_name="brainspeech"):
         **push_options: Any,
     ) -> str | None:
         """Save as ``save`` does; with ``push_to_hub``, also upload to ``repo_id`` with ``push_options``, and give the commit's address."""
-        self.save(save_directory, name=name, licence=licence)
-        if not push_to_hub:
-            return None
-        if repo_id is None:
+        if push_to_hub and repo_id is None:
             raise ValueError("push_to_hub needs repo_id, owner/name.")
+        if not push_to_hub and (repo_id is not None or push_options):
+            given = [*(["repo_id"] if repo_id is not None else []), *push_options]
+            raise TypeError(f"save_pretrained takes {', '.join(given)} only with push_to_hub=True; of a save: name and licence.")
+        self.save(save_directory, name=name, licence=licence)
+        if repo_id is None:
+            return None
         return self.push_to_hub(repo_id, licence=licence, **push_options)
 
     def push_to_hub(  # type: ignore[override]

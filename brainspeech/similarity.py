@@ -31,7 +31,7 @@ LEAST_SAVING, LEAST_CANDIDATES, LEAST_VALUES = 1.5, 500, 100_000
 
 
 class Normed:
-    """Candidates as they are, with their norms, which are computed when they are first asked for.
+    """Candidates as they are, with their norms, which are computed when they are first asked for, and not again.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def prepare(candidates: Tensor, scores: Callable[..., Tensor]) -> Candidates:
     If ``scores`` is ``dot``, ``candidate_normalised`` or ``cosine``, or the method ``scores`` of an object that leaves scores to one of
     these and says so by ``takes_prepared``, they are ``Repeated`` where that pays, which is for some hundreds of candidates on a CPU that
     repeat themselves 1.5 times or more on average, else ``Normed``. For any other ``scores`` they are as they were. Scores are the same
-    but for rounding, which does not set apart candidates that are equal.
+    but for rounding, which does not set apart ``Repeated`` candidates that are equal; a product of some dozens of ``Normed`` ones may.
     """
     if not takes_prepared(scores):
         return candidates
@@ -249,7 +249,11 @@ def prepare(candidates: Tensor, scores: Callable[..., Tensor]) -> Candidates:
 
 def takes_prepared(scores: Callable[..., Tensor]) -> bool:
     """Whether ``scores`` takes ``Repeated`` and ``Normed`` candidates, as an inner product does."""
-    return getattr(getattr(scores, "__self__", None), "takes_prepared", scores in INNER_PRODUCTS)
+    owner = getattr(scores, "__self__", None)
+    if owner is None:
+        return scores in INNER_PRODUCTS
+    own = getattr(type(owner), "scores", None)  # and no other method of it
+    return own is not None and getattr(scores, "__func__", None) is own and bool(getattr(owner, "takes_prepared", False))
 
 
 def _norm(values: Candidates, dtype: torch.dtype) -> Tensor:

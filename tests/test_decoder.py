@@ -256,6 +256,11 @@ def test_candidates_of_sounds_and_of_names_are_the_same(study):
     np.testing.assert_array_equal(decoder.candidates(cuts, cache=study.cache), by_name)
     raw_features = np.stack([features.build("mel", n_mels=8)(cut[None], rate)[0] for cut, rate in cuts])
     np.testing.assert_allclose(decoder.candidates(raw_features), by_name, atol=1e-5)
+    n_window = round(decoder.segments.duration * decoder.preprocess.sfreq)
+    rng = np.random.default_rng(0)
+    ends = rng.standard_normal((2, raw_features.shape[1], n_window + 1))
+    with pytest.warns(UserWarning, match="both ends are counted"):
+        np.testing.assert_array_equal(decoder.candidates(ends), decoder.candidates(ends[..., :-1]))
     assert by_name.shape == (2, 8, 85)
     with pytest.raises(ValueError, match="need dataset="):
         decoder.candidates([(audio, 1.0)])
@@ -279,7 +284,8 @@ def test_a_saved_file_imports_nothing(study, tmp_path):
     def say(part):
         config = json.loads(kept)
         config["recipe"][part] = {"name": "antigravity:Thing", "options": {}}
-        (folder / hub.CONFIG).write_text(json.dumps(config | {part: {"name": "antigravity:Thing", "config": {}}}))
+        forged = config | {part: {"name": "antigravity:Thing", "config": {}}}
+        (folder / hub.CONFIG).write_text(json.dumps(forged | {"seal": hub.seal(forged)}))
 
     say("feature")
     with pytest.raises(ValueError, match="'antigravity:Thing' is somebody's own; import its module first"):
@@ -345,7 +351,10 @@ def test_it_is_a_mixin_of_the_hub_with_saves_of_its_own(study, windows, tmp_path
     assert decoder.generate_model_card(licence="cc0-1.0").data.to_dict()["license"] == "cc0-1.0"
     assert decoder.save_pretrained(tmp_path / "model") is None  # a save replaces a save
     with pytest.raises(ValueError, match="needs repo_id"):
-        decoder.save_pretrained(tmp_path / "model", push_to_hub=True)
+        decoder.save_pretrained(tmp_path / "new", push_to_hub=True)
+    with pytest.raises(TypeError, match="takes license only with push_to_hub=True; of a save: name and licence"):
+        decoder.save_pretrained(tmp_path / "new", license="cc0-1.0")
+    assert not (tmp_path / "new").exists()
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "config.json").write_text("{}")
     (tmp_path / "else" / "mine.txt").write_text("mine")
@@ -363,3 +372,40 @@ def test_a_module_that_is_no_decoder_is_refused(tmp_path):
         SpeechDecoder.from_run(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"is a run folder, no saved decoder: SpeechDecoder\.from_run\("):
         SpeechDecoder.load(tmp_path)  # which holds model/
+
+
+class Own(SpeechDecoder):
+    """With a parameter of its own."""
+
+    def __init__(self, *, gain=1.0, **options):
+        super().__init__(**options)
+        self.gain = gain
+
+
+class Needy(SpeechDecoder):
+    """With one that has to be given."""
+
+    def __init__(self, gain, **options):
+        super().__init__(**options)
+        self.gain = gain
+
+
+class Narrow(SpeechDecoder):
+    """With two, and no others."""
+
+    def __init__(self, model="conv", lag=0.1):
+        super().__init__(model=model, lag=lag)
+
+
+def test_a_decoder_of_somebodys_own_keeps_its_parameters(study, tmp_path):
+    own = Own(gain=2.0, lag=0.1)
+    assert clone(own).get_params() == own.get_params()
+    assert own.get_params()["gain"] == 2.0
+    assert clone(own).set_params(gain=3.0, train__lr=0.5).gain == 3.0
+    assert repr(own) == "Own(lag=0.1, gain=2.0)"
+    assert clone(Narrow(lag=0.2)).get_params(deep=False) == {"model": "conv", "lag": 0.2}
+    study.decoder.save(tmp_path / "model")
+    assert Own.load(tmp_path / "model").gain == 1.0
+    assert repr(Needy(1)) == "Needy(gain=1)"
+    with pytest.raises(TypeError, match="Needy is made by load, which knows no gain"):
+        Needy.load(tmp_path / "model")

@@ -161,7 +161,8 @@ def test_targets_with_a_frame_for_each_sample_are_cut_with_the_windows():
     windows = given.Windows(rng.standard_normal((30, 4, 30)).astype(np.float32), NAMES, ("eeg",) * 4, n_cut=1)
     config, options = SegmentConfig(tmin=0.0, tmax=1.0, sfreq=30.0), {"subject": "1", "stimuli": None, "blocks": None}
     targets = rng.standard_normal((30, 2, 31))
-    _, _, tracks = given.with_targets(windows, targets, config, **options)
+    with pytest.warns(UserWarning, match="features of 31 frames for windows of 30 samples: both ends are counted"):
+        _, _, tracks = given.with_targets(windows, targets, config, **options)
     assert {(track.sfreq, track.data.shape) for track in tracks.values()} == {(30.0, (2, 30))}
     _, _, tracks = given.with_targets(windows, targets[..., :9], config, **options)
     assert {track.sfreq for track in tracks.values()} == {9.0}

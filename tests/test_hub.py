@@ -138,20 +138,26 @@ def test_every_kind_of_tensor_comes_back(tmp_path):
         assert torch.equal(back[name], tensor)
 
 
+def forge(path, config):
+    """Write a config.json as whoever knows how would."""
+    config = {key: value for key, value in config.items() if key != "seal"}
+    path.write_text(json.dumps(config | {"seal": hub.seal(config)}))
+
+
 def test_weights_of_another_architecture_are_told_apart(tmp_path):
     hub.save(tmp_path / "model", build(), config={})
     path = tmp_path / "model" / hub.CONFIG
     config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"model_config": config["model_config"] | {"n_features": 4}}))
+    forge(path, config | {"model_config": config["model_config"] | {"n_features": 4}})
     with pytest.raises(RuntimeError, match=r"head\.2\.bias: got \(3,\) torch\.float32, expected \(4,\) torch\.float32"):
         hub.load(tmp_path / "model")
-    path.write_text(json.dumps(config | {"model_config": config["model_config"] | {"depth": 3}}))
+    forge(path, config | {"model_config": config["model_config"] | {"depth": 3}})
     with pytest.raises(RuntimeError, match=r"blocks\.2\.conv\.bias: missing, expected \(5,\)"):
         hub.load(tmp_path / "model")
-    path.write_text(json.dumps(config | {"model_config": config["model_config"] | {"depth": 1}}))
+    forge(path, config | {"model_config": config["model_config"] | {"depth": 1}})
     with pytest.raises(RuntimeError, match=r"blocks\.1\.conv\.bias: got \(5,\), but the model has none"):
         hub.load(tmp_path / "model")
-    path.write_text(json.dumps(config | {"model": "other"}))
+    forge(path, config | {"model": "other"})
     with pytest.raises(RuntimeError, match="expected a model among braindecode, conv"):
         hub.load(tmp_path / "model")
 
@@ -188,14 +194,31 @@ def test_damage_that_leaves_the_size_is_seen(tmp_path, name):
         hub.load(tmp_path / "model")
 
 
+def test_a_changed_config_is_seen(tmp_path):
+    path = hub.save(tmp_path / "model", build(), config={"subjects": ["a", "b"]}) / hub.CONFIG
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(config.items()))))  # as it was, in another order
+    hub.load(tmp_path / "model")
+    path.write_text(json.dumps(config | {"subjects": ["b", "a"]}))
+    with pytest.raises(RuntimeError, match=r"config\.json is damaged or was changed since it was saved"):
+        hub.load(tmp_path / "model")
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the working directory"):
+        hub.save(".", build(), config={})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_digests_loads_and_forged_ones_do_not(tmp_path):
     hub.save(tmp_path / "model", build(), config={})
     path = tmp_path / "model" / hub.CONFIG
     config = json.loads(path.read_text())
     assert config["digests"] == {hub.WEIGHTS: hub.sha256(tmp_path / "model" / hub.WEIGHTS)}
-    path.write_text(json.dumps({key: value for key, value in config.items() if key != "digests"}))
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in ("digests", "seal")}))
     assert torch.equal(hub.load(tmp_path / "model").module(*inputs()), build().eval()(*inputs()))
-    path.write_text(json.dumps(config | {"digests": {"../../etc/passwd": "0"}}))
+    forge(path, config | {"digests": {"../../etc/passwd": "0"}})
     with pytest.raises(RuntimeError, match="digests are not those of saved files"):
         hub.load(tmp_path / "model")
 

@@ -32,8 +32,13 @@ def test_notes_of_several_recordings_become_one_that_counts_them():
     ]
     assert merged([*known, *new]) == [
         *known[:3],
-        "d/sub-1: 3 channels have no place. The same with other numbers or names in 2 more: d/sub-2/run-1, d/sub-3.",
+        "d/sub-3: 6 channels have no place. The same with other numbers or names in 2 more (4 notes in all): d/sub-1, d/sub-2/run-1.",
         "d/sub-2: the header lacks a date. The same in 7 more: d/sub-3, d/sub-4, d/sub-5, d/sub-6, d/sub-7 and 2 more.",
         "d/sub-4: 1 s is cut.",
         "d/sub-4: 2 s is cut.",
     ]
+
+
+def test_the_largest_number_speaks_for_many():
+    notes = [f"d/sub-{n}: {lost} of 300 words are dropped." for n, lost in ((1, 1), (2, 299), (3, 30))]
+    assert merged(notes) == ["d/sub-2: 299 of 300 words are dropped. The same with other numbers or names in 2 more: d/sub-1, d/sub-3."]

@@ -106,7 +106,8 @@ def test_a_saved_model_of_somebodys_own_imports_nothing(module, tmp_path):
         hub.load(tmp_path / "model")
     assert "my_things" not in sys.modules
     path = tmp_path / "model" / hub.CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "os:system", "model_config": {"command": "true"}}))
+    forged = json.loads(path.read_text()) | {"model": "os:system", "model_config": {"command": "true"}}
+    path.write_text(json.dumps(forged | {"seal": hub.seal(forged)}))
     with pytest.raises(ValueError, match=r"must be a subclass of brainspeech\.models\.base\.Encoder"):
         hub.load(tmp_path / "model")
 
@@ -114,7 +115,8 @@ def test_a_saved_model_of_somebodys_own_imports_nothing(module, tmp_path):
 def test_a_class_of_a_script_is_no_class_of_another_one(module, tmp_path):
     encoder = models.build(f"{module}:Mine", n_subjects=1, n_features=2, n_channels=3, lags=[0, 1], rank=2)
     path = hub.save(tmp_path / "model", encoder, config={}) / hub.CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "__main__:Mine"}))
+    forged = json.loads(path.read_text()) | {"model": "__main__:Mine"}
+    path.write_text(json.dumps(forged | {"seal": hub.seal(forged)}))
     with pytest.raises(RuntimeError, match=r"'__main__:Mine' is somebody's own.*class Mine: \.\.\.  # as it stood in the script"):
         hub.load(path.parent)
 

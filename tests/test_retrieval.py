@@ -50,7 +50,8 @@ def test_repeated_candidates_have_the_same_ranks(chunk):
     estimates, candidates, targets = make_pairs()
     candidates = candidates[..., [0, 0, 1, 1, 1, 2]]
     expected = ranks(estimates, candidates, targets)
-    assert torch.equal(ranks(estimates, similarity.Repeated.of(candidates), targets, chunk=chunk), expected)
+    for form in (similarity.Repeated.of(candidates), similarity.Normed(candidates)):
+        assert torch.equal(ranks(estimates, form, targets, chunk=chunk), expected)
 
 
 @pytest.mark.parametrize("chunk", [3, 20])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -182,6 +184,25 @@ def test_candidates_are_scored_at_their_own_rate_where_that_pays():
 def test_scores_that_are_no_inner_product_get_candidates_as_they_are(score):
     candidates = many()
     assert similarity.prepare(candidates, score) is candidates
+
+
+class Inner:
+    """An object that leaves its scores to an inner product, and has another method beside."""
+
+    takes_prepared = True
+
+    def scores(self, estimates, candidates):
+        return similarity.dot(estimates, candidates)
+
+    def other(self, estimates, candidates):
+        return estimates.flatten(1) @ candidates.flatten(1).T
+
+
+def test_only_the_method_scores_of_an_object_gets_prepared_candidates():
+    inner = Inner()
+    assert similarity.takes_prepared(inner.scores)
+    for scores in (inner.other, functools.partial(similarity.dot), torch.cdist, len):
+        assert not similarity.takes_prepared(scores)
 
 
 @every_repeated_score
