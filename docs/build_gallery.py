@@ -29,6 +29,7 @@ Made by `brainspeech run demo`, then `python docs/build_gallery.py runs/demo`. {
 
 SECTIONS = {
     "What was found": ("accuracy", "rank_curve", "per_subject", "similarity"),
+    "What is decoded": ("decoded_words", "decoded_repeats", "decoded_regression"),
     "Whether to believe it": ("training", "lag"),
     "What the encoder reads in the signal": ("attention", "sensors", "bands", "lags"),
     "The recordings": ("spectrum",),
