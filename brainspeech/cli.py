@@ -15,7 +15,7 @@ from brainspeech import commands, stopping
 
 EPILOG = """examples:
   brainspeech run demo                                      the whole flow on simulated M/EEG, a few minutes on a laptop
-  brainspeech run cocktail_eeg --root data/cocktail_eeg     real EEG of a listener in a crowd
+  brainspeech run cocktail_eeg --root data/cocktail_eeg     real EEG of a listener between two talkers
   brainspeech run my_recipe.py --root data --set train.max_epochs=5
   brainspeech describe demo --json                          who was recorded, what was heard, how it is split
   brainspeech report runs/demo                              the table of a finished run, and where its pages are

@@ -212,3 +212,10 @@ def test_the_curve_over_subjects_takes_those_that_were_chosen():
     plan = variants.table(start, "subjects", n_subjects=3, names=["03", "04", "05"])
     chosen = {name: variants.apply(start, variant).subjects for name, variant in plan.variants.items()}
     assert chosen == {"subjects-1": "3", "subjects-2": "3,4", "subjects-3": "3,4,5"}
+
+
+def test_the_page_lists_every_ablation_with_its_settings():
+    page = (Path(__file__).parents[1] / "docs" / "howto" / "variants.md").read_text()
+    for name in variants.ABLATIONS:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.split("`")[-2].split() == list(variants.VARIANTS[name].settings)
