@@ -348,10 +348,18 @@ class _Hosts:
             raise _Unreachable(f"{self.dead[host]} ({url})")
 
     def bury(self, url: str, error: requests.RequestException) -> None:
-        """Raise _Unreachable if an error says that a host that never answered cannot be reached at all."""
-        reason = _unreachable(url, error)
-        if reason and _host(url) not in self.answered:
-            self.dead[_host(url)] = reason
+        """Raise _Unreachable if an error says that a host that never answered cannot be reached at all.
+
+        A host that sends on to another has answered: of a storage that cannot be reached only this file fails, for other files may lie
+        elsewhere.
+        """
+        host, failed = _host(url), _failed_host(url, error)
+        if failed != host:
+            self.answered.add(host)
+        reason = _unreachable(failed, error)
+        if reason and failed not in self.answered:
+            if failed == host:
+                self.dead[host] = reason
             raise _Unreachable(f"{reason} ({url})") from error
 
 
@@ -445,8 +453,8 @@ def _request(entry: Entry, part: Path, transfer: _Transfer) -> tuple[bool, float
         headers["Range"] = f"bytes={start}-"
         if transfer.validator:
             headers["If-Range"] = transfer.validator
-    with transfer.session.get(entry.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        transfer.hosts.answered.add(_host(entry.url))
+    with _get(entry, headers, transfer.session) as response:
+        transfer.hosts.answered |= {_host(entry.url), _host(response.url)}
         status = response.status_code
         if status in BUSY:
             return False, _retry_after(response), f"the server is busy (HTTP {status})"
@@ -480,16 +488,27 @@ def _request(entry: Entry, part: Path, transfer: _Transfer) -> tuple[bool, float
     return True, 0.0, ""
 
 
+def _get(entry: Entry, headers: dict[str, str], session: requests.Session) -> requests.Response:
+    """Ask for a file; an address that is none, as a redirect may lead to, is this file's failure."""
+    try:
+        return session.get(entry.url, headers=headers, stream=True, timeout=TIMEOUT)
+    except ValueError as error:  # of urllib, urllib3 or requests
+        raise _Failed(f"the server sends on to what is no web address: {error} ({entry.url})") from error
+
+
 def _host(url: str) -> str:
     parts = urlsplit(url)
     return (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
 
 
-def _unreachable(url: str, error: requests.RequestException) -> str:
-    """Say why asking again would not help; empty if it may."""
+def _failed_host(url: str, error: requests.RequestException) -> str:
+    """Give the host that failed: a redirect may lead to another than the one that was asked."""
+    return _host(str(error.request.url or url)) if error.request is not None else _host(url)
+
+
+def _unreachable(host: str, error: requests.RequestException) -> str:
+    """Say why asking a host again would not help; empty if it may."""
     causes = _causes(error)
-    # A redirect may lead to another host than the one that was asked.
-    host = _host(str(error.request.url or url)) if error.request is not None else _host(url)
     cure = "check the network, or give a folder that has the files already (--root DIR)"
     if isinstance(error, requests.exceptions.ProxyError):
         host, cure = f"the proxy on the way to {host}", "check the network and the environment's HTTPS_PROXY and HTTP_PROXY"

@@ -40,7 +40,9 @@ CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 # langcodes' distance up to which two codes name one language or its dialects; beyond it are the languages that its speakers also know.
 SAME_LANGUAGE = 10
 # Languages that spaCy has trained pipelines of, with parts of speech and vectors: https://spacy.io/models
-PIPELINES = re.compile("ca|da|de|el|en|es|fi|fr|hr|it|ja|ko|lt|mk|nb|nl|pl|pt|ro|ru|sl|sv|uk|zh")
+PIPELINES = "ca da de el en es fi fr hr it ja ko lt mk nb nl pl pt ro ru sl sv uk zh"
+# Of the two written forms of Norwegian spaCy has trained one, which is as near to the other as there is.
+OTHER_FORM = {"nn": "nb", "nno": "nb"}
 ANY_LANGUAGE = "xx"  # spaCy's name for a pipeline of several
 
 
@@ -113,7 +115,7 @@ def other_language(pipeline: Any, language: str) -> str:
         of_pipeline, name = named[1] if named else "", pipeline
     else:
         of_pipeline, name = pipeline.lang, _name(pipeline)
-    if of_pipeline in ("", ANY_LANGUAGE, _first_part(language)):
+    if of_pipeline in ("", ANY_LANGUAGE) or _find(_of_spacy(language), [of_pipeline]) is not None:
         return ""
     usual = usual_pipeline(language)
     cure = (
@@ -126,8 +128,8 @@ def other_language(pipeline: Any, language: str) -> str:
 
 def usual_pipeline(language: str) -> str:
     """Name spaCy's middle-sized pipeline of a language, ``nl_core_news_md``; empty where spaCy has none."""
-    code = _first_part(language)
-    return f"{code}_core_{'web' if code in ('en', 'zh') else 'news'}_md" if PIPELINES.fullmatch(code) else ""
+    code = _find(_of_spacy(language), PIPELINES.split())
+    return f"{code}_core_{'web' if code in ('en', 'zh') else 'news'}_md" if code else ""
 
 
 def frequency_list(language: str) -> str:
@@ -144,17 +146,11 @@ def frequency_list(language: str) -> str:
     """
     try:
         import wordfreq
-        from langcodes import closest_match
     except ImportError as error:
         raise Missing(f"wordfreq is not installed ({error}). Run: {INSTALL}") from error
     available = sorted(wordfreq.available_languages())
-    if _first_part(language) in available:
-        return _first_part(language)
-    try:
-        found, _ = closest_match(language, available, max_distance=SAME_LANGUAGE)
-    except ValueError:  # it is no code
-        found = "und"
-    if found not in available:
+    found = _find(language, available)
+    if not found:
         raise ValueError(
             f"wordfreq has no word frequencies of the language {language!r}. It has those of {', '.join(available)}. "
             "Set evaluate.language to one of them, or leave out the set 'frequency'."
@@ -162,8 +158,27 @@ def frequency_list(language: str) -> str:
     return found
 
 
-def _first_part(language: str) -> str:
-    return re.split("[-_]", language)[0].lower()
+def _find(language: str, known: Sequence[str]) -> str | None:
+    """Find a language among codes by its own code, another code for it (``nld`` for ``nl``), or that of a dialect; None if it is not there.
+
+    Without langcodes, which comes with wordfreq, a code of three letters and one of two may name the same: it is not known, "".
+    """
+    first = re.split("[-_]", language)[0].lower()
+    if first in known:
+        return first
+    try:
+        from langcodes import closest_match
+    except ImportError:
+        return "" if any(len(code) != len(first) for code in known) else None
+    try:
+        found, _ = closest_match(language, list(known), max_distance=SAME_LANGUAGE)
+    except ValueError:  # it is no code
+        return None
+    return found if found in known else None
+
+
+def _of_spacy(language: str) -> str:
+    return OTHER_FORM.get(language.lower(), language)
 
 
 def make(name: str, words: Words, *, language: str = "en", spacy_model: Any = "en_core_web_md", phrase_model: str = "") -> Features:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 RECORDING = r"\S+/\S+: "  # how a note of one recording begins
 NAMED = 5  # recordings that a note of several names
+FILE = r"\S*sub-\S+"  # what names a recording once more, such as the name of its file
 
 
 def some(names: Iterable[str], most: int) -> str:
@@ -20,8 +21,7 @@ def merged(notes: Iterable[str]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for note in dict.fromkeys(notes):
         named = re.match(RECORDING, note)
-        # Numbers, and what names the recording once more, such as the name of its file.
-        form = re.sub(r"\S*sub-\S+|\d+", "", note[named.end() :]) if named else note
+        form = re.sub(rf"{FILE}|\d+", "", note[named.end() :]) if named else note
         alike.setdefault(form, []).append(note)
     return [note for same in alike.values() for note in _one_of(same)]
 
@@ -31,7 +31,7 @@ def _one_of(same: Sequence[str]) -> Sequence[str]:
     names = list(dict.fromkeys(note.partition(": ")[0] for note in same))
     if len(names) == 1:
         return same
-    speaker = max(same, key=lambda note: [float(number) for number in re.findall(r"\d+", note.partition(": ")[2])])
+    speaker = max(same, key=lambda note: [float(number) for number in re.findall(r"\d+", re.sub(FILE, "", note.partition(": ")[2]))])
     others = [name for name in names if name != speaker.partition(": ")[0]]
     differ = " with other numbers or names" * (len({note.partition(": ")[2] for note in same}) > 1)
     many = f" ({len(same)} notes in all)" * (len(same) > len(names))

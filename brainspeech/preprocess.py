@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,8 +24,8 @@ from brainspeech.records import Recording, Signal
 from brainspeech.resampling import filter_rows, reflect, resample_chunks
 from brainspeech.timing import resampled_length
 
-# Part of the cache key: raise it when the same config gives other numbers.
-VERSION = 3
+# Part of the cache key: raise it when the same config gives other numbers, or an entry keeps more. 4: what reading adds to the notes.
+VERSION = 4
 
 # Samples (of all channels of the file together) that are read at a time: 4 MiB in float64, which stay near the processor also where
 # another process is at work beside this one.
@@ -194,7 +195,7 @@ def filter_half_length(config: PreprocessConfig) -> float:
 
 
 class Source(Protocol):
-    """What ``load_signal`` needs of a dataset; every ``brainspeech.datasets.Dataset`` has it."""
+    """What ``load_signal`` needs of a dataset; every ``brainspeech.datasets.Dataset`` has it, and ``notes``, which another may lack."""
 
     def read_raw(self, recording: Recording) -> mne.io.BaseRaw: ...
     def fingerprint(self, recording: Recording) -> str: ...
@@ -203,17 +204,20 @@ class Source(Protocol):
 def load_signal(dataset: Source, recording: Recording, config: PreprocessConfig, cache: Cache) -> Signal:
     """Open a recording's Signal from the cache, or read and preprocess the recording once.
 
-    The entry depends on the config and on the content of the file, not on any split. The data come as a memory map.
+    The entry depends on the config and on the content of the file, not on any split. The data come as a memory map. What reading adds to
+    the dataset's ``notes`` is kept in the entry, and is added to them also where the recording is not read.
     """
-    key = {"config": dataclasses.asdict(config), "recording": dataset.fingerprint(recording), "version": VERSION}
 
     def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        raw = dataset.read_raw(recording)
-        try:
-            signal = preprocess(raw, config, uid=recording.uid)
-        finally:
-            raw.close()
+        with _listen(dataset) as said:
+            raw = dataset.read_raw(recording)
+            try:
+                signal = preprocess(raw, config, uid=recording.uid)
+            finally:
+                raw.close()
         values = {
+            "uid": recording.uid,
+            "notes": said,
             "sfreq": signal.sfreq,
             "ch_names": signal.ch_names,
             "ch_types": signal.ch_types,
@@ -222,7 +226,10 @@ def load_signal(dataset: Source, recording: Recording, config: PreprocessConfig,
         }
         return {"data": signal.data, "positions": signal.positions}, values
 
-    arrays, values = cache.get_or_make("signals", key, make)
+    arrays, values = cache.get_or_make("signals", signal_key(dataset, recording, config), make)
+    # The same files may have been read under another name of the dataset, with which notes begin.
+    named = f"{values['uid']}:"
+    _add_notes(dataset, [f"{recording.uid}:{note.removeprefix(named)}" if note.startswith(named) else note for note in values["notes"]])
     return Signal(
         uid=recording.uid,
         data=arrays["data"],
@@ -233,6 +240,39 @@ def load_signal(dataset: Source, recording: Recording, config: PreprocessConfig,
         filter_half_length=values["filter_half_length"],
         dropped=values["dropped"],
     )
+
+
+def signal_key(dataset: Source, recording: Recording, config: PreprocessConfig) -> dict[str, Any]:
+    """Give the key of a recording's entry among the cache's ``signals``."""
+    return {"config": dataclasses.asdict(config), "recording": dataset.fingerprint(recording), "version": VERSION}
+
+
+@contextmanager
+def _listen(dataset: Any) -> Iterator[list[str]]:
+    """Give a list that holds, at the end, what was added to a dataset's notes meanwhile.
+
+    The notes are empty meanwhile: a sentence that was said before, of another recording or of this one, is said of this one too.
+    """
+    said: list[str] = []
+    notes = getattr(dataset, "notes", None)
+    if notes is None:
+        yield said
+        return
+    held = list(notes)
+    notes.clear()
+    try:
+        yield said
+    finally:
+        said += dataset.notes  # which reading may have bound anew
+        dataset.notes[:] = held
+        _add_notes(dataset, said)
+
+
+def _add_notes(dataset: Any, said: Iterable[str]) -> None:
+    """Add sentences to a dataset's notes that are not among them; one that keeps no notes has none."""
+    notes = getattr(dataset, "notes", None)
+    if notes is not None:
+        notes += [note for note in dict.fromkeys(said) if note not in notes]
 
 
 def _pick(raw: mne.io.BaseRaw, config: PreprocessConfig, where: str, dropped: dict[str, int]) -> tuple[list[int], list[int]]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from brainspeech import spreading
 from brainspeech.cache import Cache
-from brainspeech.preprocess import PreprocessConfig, load_signal
+from brainspeech.preprocess import PreprocessConfig, load_signal, signal_key
 from brainspeech.records import Recording, Signal
 
 
@@ -29,7 +29,8 @@ def load_signals(
     Parameters
     ----------
     dataset : Dataset
-        It is sent to the workers, if there are any; what their reading adds to its ``notes`` is added here.
+        It is sent to the workers, if there are any. What reading adds to its ``notes`` is added here, whether a recording is read here,
+        by a worker, or was read by an earlier run.
     n_jobs : int
         Processes of this machine over which recordings are spread; -1: one on each core.
     scheduler : str or path, optional
@@ -59,12 +60,11 @@ def _fill(
     scheduler: str | os.PathLike | None,
 ) -> None:
     """Let workers preprocess what the cache does not have."""
-    kept = spreading.Kept(cache.root)
-    missing = [recording for recording in recordings if not _is_kept(dataset, recording, config, kept)]
+    missing = [recording for recording in recordings if cache.get("signals", signal_key(dataset, recording, config)) is None]
     if not missing:
         return
     root = getattr(dataset, "root", None)
-    notes = spreading.spread(
+    spreading.spread(
         _preprocess,
         (dataset, config, Cache(cache.root.resolve())),
         {recording.uid: recording for recording in missing},
@@ -76,20 +76,9 @@ def _fill(
         unit="recording",
         progress=progress,
     )
-    dataset.notes += [note for said in notes.values() for note in said if note not in dataset.notes]
 
 
-def _is_kept(dataset: Any, recording: Recording, config: PreprocessConfig, kept: spreading.Kept) -> bool:
-    try:
-        load_signal(dataset, recording, config, kept)
-    except spreading.Missing:
-        return False
-    return True
-
-
-def _preprocess(shared: tuple[Any, PreprocessConfig, Cache], recording: Recording) -> list[str]:
-    """Bring a recording's signal into the cache, and give what reading it added to the notes."""
+def _preprocess(shared: tuple[Any, PreprocessConfig, Cache], recording: Recording) -> None:
+    """Bring a recording's signal into the cache, with what reading it adds to the notes."""
     dataset, config, cache = shared
-    before = set(dataset.notes)
     load_signal(dataset, recording, config, cache)
-    return [note for note in dataset.notes if note not in before]

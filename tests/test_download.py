@@ -388,18 +388,72 @@ def test_a_dead_host_is_asked_once_and_the_files_of_the_others_come(server, tmp_
     assert waits == []
 
 
+@pytest.mark.parametrize("options", [{"workers": 1}, {}])
+def test_a_redirect_to_a_dead_storage_is_a_failure_of_that_file(server, tmp_path, waits, options):
+    entries = [server.entry(f"f{i}", b"abc") for i in range(12)]
+    dead = f"127.0.0.1:{closed_port()}"
+    for i in (0, 5):
+        server.faults[f"f{i}"] = [{"status": 302, "headers": {"Location": f"http://{dead}/f{i}"}}]
+    outcomes = get(entries, tmp_path, **options)
+    assert [o.path for o in outcomes if o.state == "failed"] == ["f0", "f5"]
+    assert outcomes[0].reason.startswith(f"cannot connect to {dead}: check the network")
+    assert outcomes[0].reason.endswith(f"({entries[0].url})")
+    assert states(outcomes).count("fetched") == 10
+    assert waits == []
+
+
+def test_files_that_all_lie_on_a_dead_storage_fail_by_name(server, tmp_path, waits):
+    entries = [server.entry(f"f{i}", b"abc") for i in range(3)]
+    for entry in entries:
+        server.faults[entry.path] = [{"status": 302, "headers": {"Location": f"http://127.0.0.1:{closed_port()}/"}}]
+    assert states(get(entries, tmp_path, workers=1)) == ["failed"] * 3
+    assert len(server.requests) == 3
+    assert waits == []
+
+
+def refuse(monkeypatch, url: str, times: int) -> list[int]:
+    """Let the first connections for a url find nobody; gives how many are still to be refused."""
+    inner, left = requests.Session.send, [times]
+
+    def send(self, request, **options):
+        if request.url != url or not left[0]:
+            return inner(self, request, **options)
+        left[0] -= 1
+        request.url = f"http://127.0.0.1:{closed_port()}/"
+        try:
+            return inner(self, request, **options)
+        finally:
+            request.url = url
+
+    monkeypatch.setattr(requests.Session, "send", send)
+    return left
+
+
+def test_a_storage_that_has_answered_before_is_waited_for(server, tmp_path, monkeypatch):
+    entries = [server.entry("a", b"abc"), server.entry("b", b"abcd")]
+    storage = f"http://localhost:{server.server_address[1]}"
+    for entry in entries:
+        server.faults[entry.path] = [{"status": 302, "headers": {"Location": f"{storage}/{entry.path}"}}]
+    server.faults["b"] *= 3  # asked again, it sends on again
+    left = refuse(monkeypatch, f"{storage}/b", 2)
+    assert states(get(entries, tmp_path, workers=1)) == ["fetched", "fetched"]
+    assert left == [0]
+
+
+@pytest.mark.parametrize("location", ["http://[bad", "http://a..b/", "http://127.0.0.1:99999/x", "ftp://127.0.0.1/x"])
+def test_a_redirect_to_no_address_is_a_failure_of_that_file(server, tmp_path, location):
+    entries = [server.entry(f"f{i}", b"abc") for i in range(3)]
+    server.faults["f1"] = [{"status": 302, "headers": {"Location": location}}]
+    outcomes = get(entries, tmp_path)
+    assert states(outcomes) == ["fetched", "failed", "fetched"]
+    assert outcomes[1].reason.startswith("the server sends on to what is no web address: ")
+    assert outcomes[1].reason.endswith(f"({entries[1].url})")
+
+
 def test_a_host_that_has_answered_before_is_waited_for(server, tmp_path, capsys, monkeypatch):
     """The network is gone in the middle of a run: what was refused once is not refused for good."""
     entries = [server.entry("a", BODY), server.entry("b", BODY)]
-    inner, left = requests.Session.get, [3]
-
-    def get_or_refuse(self, url, **options):
-        if url.endswith("/b") and left[0]:
-            left[0] -= 1
-            return inner(self, f"http://127.0.0.1:{closed_port()}/b", **options)
-        return inner(self, url, **options)
-
-    monkeypatch.setattr(requests.Session, "get", get_or_refuse)
+    refuse(monkeypatch, entries[1].url, 3)
     assert states(get(entries, tmp_path, workers=1)) == ["fetched", "fetched"]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3

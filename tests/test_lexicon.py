@@ -130,6 +130,45 @@ def test_a_pipeline_of_another_language_is_found_out(spacy, tmp_path):
         lexicon.check(**good, language="nl")
 
 
+NAMES = {
+    "nb": ["no", "nb-NO", "nob", "nn"],
+    "en": ["eng"],
+    "de": ["deu", "ger"],
+    "nl": ["nld"],
+    "fr": ["fra"],
+    "zh": ["cmn", "zh-TW"],
+}
+
+
+@pytest.mark.parametrize(("language", "code"), [(language, code) for code, others in NAMES.items() for language in others])
+def test_a_language_has_the_pipeline_that_spacy_calls_otherwise(language, code):
+    usual = f"{code}_core_{'web' if code in ('en', 'zh') else 'news'}_md"
+    lexicon.check(["part_of_speech"], language=language, spacy_model=usual)
+    assert lexicon.usual_pipeline(language) == usual
+    other = "fi_core_news_md"
+    with pytest.raises(
+        ValueError, match=f"{other} is one of 'fi', and evaluate.language is '{language}'. Set evaluate.spacy_model={usual} "
+    ):
+        lexicon.check(["part_of_speech"], language=language, spacy_model=other)
+
+
+def test_a_pipeline_of_ones_own_may_have_another_code_of_the_language():
+    for language, model in {"iw": "he_core_news_sm", "he": "iw_core_news_sm", "tur": "tr_core_news_md"}.items():
+        lexicon.check(["word_embedding"], language=language, spacy_model=model)
+    for language, model in {"da": "nb_core_news_md", "af": "nl_core_news_md", "zzz": "en_core_web_md"}.items():
+        with pytest.raises(ValueError, match="is one of"):
+            lexicon.check(["word_embedding"], language=language, spacy_model=model)
+
+
+def test_without_langcodes_only_what_is_known_to_be_wrong_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "langcodes", None)
+    lexicon.check(["part_of_speech"], language="eng", spacy_model="en_core_web_md")
+    lexicon.check(["part_of_speech"], language="nl-BE", spacy_model="nl_core_news_md")
+    assert lexicon.usual_pipeline("eng") == ""
+    with pytest.raises(ValueError, match=r"is one of 'en', and evaluate\.language is 'nl'"):
+        lexicon.check(["part_of_speech"], language="nl", spacy_model="en_core_web_md")
+
+
 @pytest.mark.parametrize(("name", "library"), [("frequency", "wordfreq"), ("word_embedding", "spacy"), ("part_of_speech", "spacy")])
 def test_a_missing_library_is_said_with_its_cure(monkeypatch, name, library):
     monkeypatch.setitem(sys.modules, library, None)

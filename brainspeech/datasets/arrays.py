@@ -173,6 +173,7 @@ class ArraysDataset(Dataset):
     ):
         self.name = name
         super().__init__(root)
+        self._warned = False
         self._given: dict[str, ArrayRecording] = {}
         self._recordings: dict[str, Recording] = {}
         if isinstance(recordings, Mapping | ArrayRecording | str | os.PathLike):
@@ -214,8 +215,15 @@ class ArraysDataset(Dataset):
         elif given.positions is not None:
             _place_at(info, given.positions, n_main, uid)
         if given.unit is None or (isinstance(given.unit, str) and given.unit not in PLAIN_UNITS):
-            _warn_of_unit(data, types, "no unit" if given.unit is None else f"unit={given.unit!r}", uid)
+            self._doubt(_doubts_of_unit(data, types, "no unit" if given.unit is None else f"unit={given.unit!r}", uid))
         return mne.io.RawArray(data, info, verbose="error")
+
+    def _doubt(self, doubts: Sequence[str]) -> None:
+        """Keep doubts for the report, and warn of the first at once: a study takes hours."""
+        if doubts and not self._warned:
+            warnings.warn(f"{doubts[0]} Further recordings of which this is true stand in the report.", stacklevel=3)
+            self._warned = True
+        self.notes += [note for note in doubts if note not in self.notes]
 
     def read_events(self, recording: Recording) -> pd.DataFrame:
         """Read what was heard; events beyond the end of the recording are kept."""
@@ -354,8 +362,9 @@ def _name(dataset: str, given: ArrayRecording, where: str) -> Recording:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _warn_of_unit(data: np.ndarray, types: Sequence[str], said: str, uid: str) -> None:
-    """Warn of EEG that cannot be in volt, and of MEG that cannot be in tesla."""
+def _doubts_of_unit(data: np.ndarray, types: Sequence[str], said: str, uid: str) -> list[str]:
+    """Say of EEG that it cannot be in volt, and of MEG that it cannot be in tesla."""
+    doubts = []
     for kind, (low, high, unit, likely) in PLAUSIBLE.items():
         own = data[[of == kind for of in types], :: max(1, data.shape[1] // 20_000)]
         own = own[np.isfinite(own).all(axis=1)]  # preprocess counts the others
@@ -363,11 +372,11 @@ def _warn_of_unit(data: np.ndarray, types: Sequence[str], said: str, uid: str) -
             continue
         spread = float(np.median(np.subtract(*np.quantile(own, [0.75, 0.25], axis=1))))
         if spread and not low <= spread <= high:
-            warnings.warn(
+            doubts.append(
                 f"{uid}: {said} is said, and half of the samples of a channel lie within {spread:.2g} {unit}, which is no {kind}. Say "
-                f"the unit of the samples, such as unit={likely!r}; unit={unit!r} is taken without a word.",
-                stacklevel=3,
+                f"the unit of the samples, such as unit={likely!r}; unit={unit!r} is taken without a word."
             )
+    return doubts
 
 
 def read_sound(path: Path, where: str) -> tuple[np.ndarray, float]:
@@ -595,8 +604,17 @@ def _read_table(path: Path, uid: str) -> pd.DataFrame:
     separators = {".csv": ",", ".tsv": "\t"}
     if path.suffix.lower() not in separators:
         raise ValueError(f"{uid}: expected events in a .csv or .tsv file, got {path}.")
-    # Words such as "null" and "NA" are words: only the columns of numbers have missing values.
-    table = pd.read_csv(path, sep=separators[path.suffix.lower()], dtype=str, keep_default_na=False)
+    try:
+        # Words such as "null" and "NA" are words: only the columns of numbers have missing values. A byte-order mark is no part of a name.
+        table = pd.read_csv(path, sep=separators[path.suffix.lower()], dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RuntimeError(f"{uid}: {path} is not in UTF-8 ({error}). Save it as UTF-8.") from error
+    except pd.errors.EmptyDataError as error:
+        raise RuntimeError(
+            f"{uid}: {path} is empty. Write a first line with the columns {', '.join(events_table.COLUMNS)}, and a row for each event."
+        ) from error
+    except pd.errors.ParserError as error:
+        raise RuntimeError(f"{uid}: {path} is no table ({str(error).strip()}). Correct that line, or quote the text in it.") from error
     for column in table.columns.difference(list(TEXT_COLUMNS)):
         table[column] = table[column].replace({"": None, "n/a": None})
     return table

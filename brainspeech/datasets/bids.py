@@ -166,6 +166,7 @@ class BidsDataset(Dataset):
                 f"{uid}: {', '.join(missing)} is not in {self.root}. Fetch it (datalad get, git annex get, or from where the folder came)."
             )
         electrodes, several = self._electrodes(found, uid)
+        found.sidecar()  # of what is wrong with these, mne-bids does not say in which
         payload = found.payload
         assert payload is not None
         own = found.entities
@@ -189,7 +190,7 @@ class BidsDataset(Dataset):
             with warnings.catch_warnings(record=True) as said, mne.utils.catch_logging():
                 warnings.simplefilter("always")
                 raw = mne_bids.read_raw_bids(path, verbose="warning")
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
             raise RuntimeError(
                 f"{uid}: mne-bids cannot read {recording.path}: {type(error).__name__}: {error}. Correct the file that this speaks of "
                 "(it may be channels.tsv, events.tsv, electrodes.tsv or a .json beside it), or fetch it again."

@@ -27,12 +27,14 @@ def read_tsv(path: Path) -> pd.DataFrame:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file; one that is not there, or holds no object, is empty."""
+    """Read a JSON file that holds an object; one that is not there is empty."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
     except ValueError as error:
         raise RuntimeError(f"{path} is no JSON: {error}.") from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise RuntimeError(f"{path}: expected a JSON object, {{...}}, got a {type(content).__name__}. Correct the file.")
+    return content
 
 
 def entities_of(name: str) -> dict[str, str]:

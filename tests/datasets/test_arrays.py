@@ -224,8 +224,11 @@ def test_labels_as_bids_writes_them(samples):
 )
 def test_samples_that_cannot_be_in_volt_or_tesla_are_warned_of(samples, kind, factor, said):
     samples[0, :9] = np.nan
+    dataset = make(factor * samples, unit=None, ch_types=kind)
     with pytest.warns(UserWarning, match=f"arrays/sub-01: no unit is said, .*{said}"):
-        read(make(factor * samples, unit=None, ch_types=kind))
+        read(dataset)
+    read(dataset)  # warned of once, and kept for the report
+    assert [note.partition(" is said")[0] for note in dataset.notes] == ["arrays/sub-01: no unit"]
     if factor == 1e-12:
         with pytest.warns(UserWarning, match="unit='uV' is said"):
             read(make(1e6 * factor * samples, unit="uV", ch_types=kind))  # which is in volt
@@ -300,6 +303,29 @@ def test_a_fault_of_a_table_names_its_file(tmp_path, samples):
     dataset = make(samples, root=tmp_path, events="e.csv")
     with pytest.raises(ValueError, match=r"arrays/sub-01 \(e\.csv\): .*missing \['onset'\]"):
         dataset.read_events(dataset.recordings()[0])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("kind,onset,text\nword,1,caf\xe9\n".encode("latin-1"), r"is not in UTF-8 \(.*0xe9.*\)\. Save it as UTF-8"),
+        (b"", "is empty. Write a first line with the columns kind, onset"),
+        (b'kind,onset,text\nword,1,"tea\n', "is no table .*Correct that line, or quote the text in it"),
+    ],
+    ids=["latin-1", "empty", "torn"],
+)
+def test_events_that_are_no_table_are_named(tmp_path, samples, suffix, content, said):
+    (tmp_path / f"e.{suffix}").write_bytes(content if suffix == "csv" else content.replace(b",", b"\t"))
+    dataset = make(samples, root=tmp_path, events=f"e.{suffix}")
+    with pytest.raises(RuntimeError, match=rf"arrays/sub-01 \(e\.{suffix}\): .*e\.{suffix} {said}"):
+        dataset.read_events(dataset.recordings()[0])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path, samples):
+    pd.DataFrame([SOUND, WORD]).to_csv(tmp_path / "e.csv", index=False, encoding="utf-8-sig")
+    dataset = make(samples, root=tmp_path, events="e.csv")
+    assert dataset.read_events(dataset.recordings()[0])["kind"].tolist() == ["sound", "word"]
 
 
 def test_a_folder_in_a_files_place(tmp_path, samples):

@@ -24,6 +24,7 @@ from brainspeech.listing import merged
 from brainspeech.preprocess import PreprocessConfig, preprocess
 from brainspeech.recipe import Choice, Recipe
 from brainspeech.segments import SegmentConfig
+from brainspeech.signals import load_signals
 from brainspeech.train import TrainConfig
 
 SFREQ, SECONDS, AUDIO = 100.0, 60.0, 8000
@@ -456,12 +457,48 @@ def test_what_mne_bids_warns_of_is_kept(listening, tmp_path):
     assert shown[-1].startswith("listening/sub-01/run-01: channels.tsv does not list 1 brain channels of the file: EKG. The same in 3 more")
 
 
+def test_what_reading_says_is_kept_with_the_signal(listening, tmp_path):
+    root = copy(listening, tmp_path)
+    channels = root / "sub-01" / "eeg" / "sub-01_task-listening_run-01_channels.tsv"
+    lines = channels.read_text(encoding="utf-8-sig").splitlines()
+    channels.write_text("\n".join(line for line in lines if not line.startswith("EKG")), encoding="utf-8")
+    notes = {}
+    for name, called in {"first": "", "second": "", "third": "renamed"}.items():
+        dataset = datasets.load("bids", root, name=called)
+        load_signals(dataset, dataset.recordings()[:2], PreprocessConfig(), Cache(tmp_path / "cache"), progress=False)
+        notes[name] = dataset.notes
+    assert "listening/sub-01/run-01: channels.tsv does not list 1 brain channels of the file: EKG." in notes["first"]
+    assert notes["second"] == notes["first"]
+    assert "renamed/sub-01/run-01: channels.tsv does not list 1 brain channels of the file: EKG." in notes["third"]
+    assert not [note for note in notes["third"] if note.startswith("listening")]
+
+
 def test_names_that_do_not_match_are_an_error(listening, tmp_path):
     root = copy(listening, tmp_path)
     channels = root / "sub-01" / "eeg" / "sub-01_task-listening_run-01_channels.tsv"
     channels.write_text(channels.read_text(encoding="utf-8-sig").replace("Fz\tEEG", "FZ\tEEG"), encoding="utf-8")
     dataset = datasets.load("bids", root)
     with pytest.raises(RuntimeError, match=r"listening/sub-01/run-01: mne-bids cannot read sub-01/eeg/.*vhdr: .*Channel mismatch"):
+        dataset.read_raw(dataset.recordings()[0])
+
+
+@pytest.mark.parametrize(("content", "kind"), [("[1]", "list"), ('"Brain"', "str"), ("null", "NoneType")])
+def test_a_sidecar_file_that_holds_no_object_is_named(listening, tmp_path, content, kind):
+    root = copy(listening, tmp_path)
+    sidecar = root / "sub-01" / "eeg" / "sub-01_task-listening_run-01_eeg.json"
+    assert sidecar.is_file()
+    sidecar.write_text(content)
+    dataset = datasets.load("bids", root)
+    with pytest.raises(RuntimeError, match=rf"{sidecar.name}: expected a JSON object, \{{\.\.\.\}}, got a {kind}\. Correct the file"):
+        dataset.read_raw(dataset.recordings()[0])
+
+
+def test_a_system_of_places_that_is_no_object(listening, tmp_path):
+    root = copy(listening, tmp_path)
+    for path in root.rglob("*_coordsystem.json"):
+        path.write_text("[]")
+    dataset = datasets.load("bids", root)
+    with pytest.raises(RuntimeError, match=r"listening/sub-01/run-01: mne-bids cannot read sub-01/eeg/.*a \.json beside it"):
         dataset.read_raw(dataset.recordings()[0])
 
 
