@@ -51,6 +51,8 @@ class State:
     seconds : float
         Spent on those steps.
     generators : Generators
+    made_of : dict of list
+        What encoder and loss were made of: class, name, options; empty in checkpoints of earlier versions.
     """
 
     config: dict[str, Any]
@@ -64,6 +66,7 @@ class State:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     generators: Generators = field(default_factory=lambda: Generators.now())
+    made_of: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,6 +201,7 @@ class Store:
                 losses=sampler.get("losses", []),
                 seconds=sampler.get("seconds", 0.0),
                 generators=Generators(tensors["generators"], kept["python_random"]),
+                made_of=kept.get("made_of", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise self._damaged(error) from error
@@ -239,6 +243,7 @@ def _plain(state: State) -> dict[str, Any]:
         "version": __version__,
         "config": state.config,
         "data": state.data,
+        "made_of": state.made_of,
         "history": state.history,
         # The order of an epoch follows from the seed and the epoch's number, so this is all there is to the sampler.
         "sampler": {

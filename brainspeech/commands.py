@@ -76,8 +76,9 @@ def _run_variants(recipe: Recipe, arguments: argparse.Namespace) -> int:
     name = arguments.variants.partition("=")[0].strip()
     name = name if name in variants.TABLES else "variants"
     out = Path(arguments.out or Path("runs") / f"{recipe.name}-{name}")
-    if arguments.resume and not (any(out.glob("*/recipe.json")) or (out / "ladder.json").is_file()):
-        raise FileNotFoundError(f"--resume: {out} holds no table of variants. Leave --resume out to start one.")
+    variants.check_folder(out)
+    if arguments.resume and not variants.is_begun(recipe, arguments.variants, out):
+        raise FileNotFoundError(f"--resume: {out} holds no table of variants, nor one of these. Leave --resume out to start one.")
     rows_given = any(setting.partition("=")[0].strip() == "rows" for setting in arguments.set)
     result = variants.run(
         recipe,
@@ -231,13 +232,11 @@ def _description(name: str, found: dict) -> str:
 
 
 def _open_run(folder: str) -> tuple[Path, dict]:
-    path = Path(folder) / "recipe.json"
-    if not path.is_file():
+    from brainspeech import claiming
+
+    if not (Path(folder) / "recipe.json").is_file():
         raise FileNotFoundError(f"{folder} is no run folder (no recipe.json). Make one: brainspeech run RECIPE --out {folder}")
-    try:
-        return Path(folder), json.loads(path.read_text())
-    except ValueError as error:
-        raise RuntimeError(f"{path} is damaged ({error}). Delete {folder} and run the recipe again.") from error
+    return Path(folder), claiming.read(Path(folder))
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -245,16 +244,28 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from brainspeech import recipe as recipes
 
     out, kept = _open_run(arguments.run)
+    if not kept.get("source"):
+        raise ValueError(
+            f"{out / 'recipe.json'} does not name the recipe.py that the run was made from (source): the run was started in Python, or is "
+            "a release. Give the call that made it again, with the same folder and other constants of evaluate."
+        )
     if not (out / "report.json").is_file():
         raise RuntimeError(f"{out} has not come to its report yet. Go on with it: brainspeech run {kept['source']} --out {out}")
-    recipe = recipes.restore(recipes.load(kept["source"]), kept["recipe"])
+    recipe = recipes.load(kept["source"])
+    try:
+        recipe = recipes.restore(recipe, kept["recipe"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RuntimeError(
+            f"{out / 'recipe.json'} is damaged, or of another version: its constants are not those of a recipe ({error}). "
+            f"Delete {out} and run the recipe again."
+        ) from error
     other = [setting for setting in arguments.set if not setting.strip().startswith("evaluate.")]
     if other:
         raise ValueError(f"A finished run can only be evaluated in another way (--set evaluate.field=value), got {', '.join(other)}.")
     recipe = recipes.change(recipe, arguments.set)
     result = flow.run(
         recipe,
-        root=arguments.root or kept["root"],
+        root=arguments.root or kept.get("root"),
         out=out,
         cache=_cache(arguments.cache),
         source=kept["source"],

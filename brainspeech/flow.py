@@ -86,12 +86,15 @@ def run(
     processes.check_equal("recipe", json.dumps(recipe.to_dict(), sort_keys=True))
     progress = progress and processes.is_first()
     lock = processes.alone(lambda: hold(out, recipe, root=root, source=source))
-    there = out / "recipe.json"
-    processes.check_equal(f"run folder {out}", there.read_text() if there.is_file() else "")
-    if lock is None:
-        return _follow(recipe, root, out, cache)
-    with lock:
+    try:
+        there = out / "recipe.json"
+        processes.check_equal(f"run folder {out}", there.read_text() if there.is_file() else "")
+        if lock is None:
+            return _follow(recipe, root, out, cache)
         return _run(recipe, root, out, cache, progress=progress, n_jobs=n_jobs, scheduler=scheduler)
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _follow(recipe: Recipe, root: str | os.PathLike | None, out: Path, cache: Cache) -> evaluate.RetrievalReport:

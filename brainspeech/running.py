@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from brainspeech import augment, hub, processes, sampling, stopping
@@ -60,6 +62,15 @@ class Run:
     def apart(self) -> bool:
         """Whether each of several processes compares its segments with each other only."""
         return processes.is_spread() and self.config.negatives == "per_device"
+
+    @property
+    def made_of(self) -> dict[str, list[Any]]:
+        """Class, name and options of encoder and loss, as JSON has them: what their weights do not tell apart."""
+        parts = {"encoder": self.encoder, "loss": self.loss}
+        return {
+            part: [type(module).__qualname__, _plain(getattr(module, "name", "")), _plain(getattr(module, "config", None))]
+            for part, module in parts.items()
+        }
 
     def weights(self) -> dict[str, Tensor]:
         """Present weights and buffers of encoder and loss."""
@@ -145,6 +156,24 @@ def data_digest(train: SegmentDataset, valid: SegmentDataset) -> str:
     return hashlib.sha256(json.dumps([rows, shapes, len(train)]).encode()).hexdigest()
 
 
+def _plain(value: Any) -> Any:
+    """Give a value as JSON has it, the same in every process: a function by its name, other objects by their class."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Set):
+        return sorted(json.dumps(_plain(inner)) for inner in value)
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, Path | torch.dtype | torch.device):
+        return str(value)
+    named = value if hasattr(value, "__qualname__") else type(value)  # what str gives may hold an address in memory
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
 
@@ -164,6 +193,7 @@ def _snapshot(run: Run, generators: Generators) -> State:
         losses=run.losses,
         seconds=run.seconds,
         generators=generators,
+        made_of=run.made_of,
     )
 
 
@@ -189,6 +219,7 @@ def _restore(run: Run, store: Store) -> bool:
         raise ValueError(
             f"{store.folder}: cannot resume on other segments, channels or lag than it was trained on. Use another run folder."
         )
+    _refuse_others(run, state.made_of, where=store.folder)
     hub.load_state(run.encoder, part_of(state.weights, "encoder"), where=str(store.folder))
     hub.load_state(run.loss, part_of(state.weights, "loss"), where=str(store.folder))
     run.best = {k: v.to(run.accelerator.device) for k, v in state.best.items()}
@@ -203,3 +234,31 @@ def _restore(run: Run, store: Store) -> bool:
     state.generators.put_back()
     run.history, run.step, run.losses, run.seconds = state.history, state.step, state.losses, state.seconds
     return True
+
+
+def _refuse_others(run: Run, stored: Mapping[str, Any], *, where: Path) -> None:
+    """Raise ValueError where a checkpoint was written with another encoder or loss, which may fit its weights all the same."""
+    differing: list[str] = []
+    for part, module in (("encoder", run.encoder), ("loss", run.loss)):
+        if part in stored:
+            (old_class, old_name, old), (new_class, new_name, new) = stored[part], run.made_of[part]
+            if isinstance(old, dict) and isinstance(new, dict) and old_class == new_class:
+                old = {name: value for name, value in _defaults(module).items() if name in new} | old
+            differing += _differing(part, {"class": old_class, "name": old_name}, {"class": new_class, "name": new_name})
+            differing += _differing(part, old, new)
+    if differing:
+        raise ValueError(f"{where}: cannot resume with another encoder or loss: {', '.join(differing)}. Use another run folder.")
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """Give a module's options at their defaults, which is what a version did that did not have them yet."""
+    return {p.name: _plain(p.default) for p in inspect.signature(type(module)).parameters.values() if p.default is not p.empty}
+
+
+def _differing(name: str, old: Any, new: Any) -> list[str]:
+    """Name the options that differ: ``loss.temperature (was 1.0, now 0.05)``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        absent = "no such option"
+        return [text for key in sorted({*old, *new}) for text in _differing(f"{name}.{key}", old.get(key, absent), new.get(key, absent))]
+    same = old == new or json.dumps(old) == json.dumps(new)  # 1 is 1.0 in the one, NaN is itself in the other
+    return [] if same else [f"{name} (was {old}, now {new})"]

@@ -103,7 +103,7 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, np.integer | np.floating):  # which no checkpoint's JSON takes
+            if isinstance(value, np.integer | np.floating | np.bool_):  # which no checkpoint's JSON takes
                 object.__setattr__(self, name, value.item())
         for name in ("batch_size", "max_epochs", "max_steps_per_epoch", "patience", "seed", "views"):
             value = getattr(self, name)
@@ -112,6 +112,9 @@ class TrainConfig:
         for name in ("lr", "weight_decay", "checkpoint_minutes"):
             if not isinstance(getattr(self, name), int | float) or isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}.")
+        for name in ("tf32", "compile", "synchronise"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (a segment needs a negative), got {self.batch_size}.")
         for name in ("max_epochs", "max_steps_per_epoch", "patience"):

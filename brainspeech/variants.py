@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brainspeech import flow, processes, report, subjects
+from brainspeech import claiming, flow, processes, report, subjects
 from brainspeech import recipe as recipes
 from brainspeech.cache import Cache
 from brainspeech.recipe import Recipe
@@ -333,10 +333,13 @@ def run(
 
     Raises
     ------
+    ValueError
+        If ``out`` is the folder of a run.
     RuntimeError
         If the reference cannot be run, or nothing else can.
     """
     processes.start()
+    processes.alone(lambda: check_folder(Path(out)))
     names = _chosen_subjects(recipe, root) if what.partition("=")[0] == SUBJECTS else []
     plan = table(recipe, what, n_subjects=len(names), names=names)
     out = Path(out)
@@ -367,6 +370,29 @@ def run(
     result = _compare(recipe, what, plan, out, failed)
     processes.alone(lambda: report.write_ladder(result, out))
     return result
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that holds a run: a table would be mixed with what is there.
+
+    Raises
+    ------
+    ValueError
+        If it holds one, or cannot be a folder.
+    """
+    claiming.check_place(out)
+    there = [name for name in ("recipe.json", "report.json") if (out / name).is_file()]
+    if there:
+        raise ValueError(f"{out} holds a run ({', '.join(there)}), not a table of variants. Give another folder (--out DIR).")
+
+
+def is_begun(recipe: Recipe, what: str, out: Path) -> bool:
+    """Whether a folder holds a table, or the run of a variant that ``table`` gives for the same words."""
+    if (out / "ladder.json").is_file():
+        return True
+    if what.partition("=")[0] == SUBJECTS:  # its points depend on who there is
+        return any(out.glob(f"{SUBJECTS}-*/recipe.json"))
+    return any((out / name / "recipe.json").is_file() for name in table(recipe, what).variants)
 
 
 def _chosen_subjects(recipe: Recipe, root: str | os.PathLike | None) -> list[str]:
@@ -404,5 +430,5 @@ def _finished(recipe: Recipe, out: Path, root: str | os.PathLike | None, source:
     """Whether a folder holds the finished run of this very recipe."""
     if not (out / "report.json").is_file():
         return False
-    flow.claim(out, recipes.settle(recipe), root=root, source=source)
+    claiming.hold(out, recipes.settle(recipe), root=root, source=source).release()
     return report.load(out).provenance.get("recipe", {}).get("evaluate") == recipe.to_dict()["evaluate"]

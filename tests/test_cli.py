@@ -357,6 +357,11 @@ def test_variants_by_name_and_wrong_names(place, tmp_path, capsys, monkeypatch):
     assert "clamp 100" in out
     assert (tmp_path / "runs" / "demo-variants" / "ladder.html").is_file()
     assert told(capsys, *table, "--resume")[0] == 0
+    status, _, err = told(capsys, *table, "--resume", "--variants", "lag=0,50", "--out", tmp_path / "runs")  # which holds runs, of others
+    assert (status, "holds no table of variants" in err) == (1, True)
+    status, _, err = told(capsys, *table, "--out", tmp_path / "runs" / "demo-clamp_100")
+    assert (status, "holds a run (recipe.json, report.json), not a table of variants" in err) == (1, True)
+    assert not (tmp_path / "runs" / "demo-clamp_100" / "reference").exists()
     monkeypatch.setattr(report.Ladder, "alarms", ["a control is above chance"])
     assert told(capsys, *table, "--strict")[0] == 3
 
@@ -370,6 +375,21 @@ def test_a_finished_run_is_evaluated_with_scorers_and_not_trained(place, copied,
     assert status == 0
     assert "encoder hubness" in out
     assert "encoder_hubness" in json.loads((copied / "report.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "recipe.json is damaged (it holds no constants of a run). Delete"),
+        ('{"recipe": {}}', "does not name the recipe.py that the run was made from (source)"),
+        ('{"recipe": {"model": 3}, "source": "demo"}', "its constants are not those of a recipe ("),
+    ],
+)
+def test_a_claim_that_is_not_a_run_s_is_said(tmp_path, capsys, content, said):
+    (tmp_path / "recipe.json").write_text(content)
+    (tmp_path / "report.json").write_text("{}")
+    status, _, err = told(capsys, "evaluate", tmp_path)
+    assert (status, said in err) == (1, True)
 
 
 def test_release_and_verify(place, tmp_path, capsys):

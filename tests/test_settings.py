@@ -35,6 +35,9 @@ from brainspeech.settings import TrainConfig
         {"checkpoint_minutes": -1.0},
         {"checkpoint_minutes": "x"},
         {"checkpoint_minutes": np.nan},
+        {"tf32": "no"},
+        {"compile": 1},
+        {"synchronise": None},
     ],
     ids=str,
 )
@@ -45,6 +48,7 @@ def test_what_cannot_be_is_refused_by_name(asked):
 
 def test_numbers_of_numpy_become_python_numbers():
     """A checkpoint is JSON."""
-    config = TrainConfig(batch_size=np.int64(32), lr=np.float32(0.5), seed=np.uint8(7))
+    config = TrainConfig(batch_size=np.int64(32), lr=np.float32(0.5), seed=np.uint8(7), tf32=np.bool_(False))
     assert json.loads(json.dumps(asdict(config)))["seed"] == 7
-    assert config == TrainConfig(batch_size=32, lr=0.5, seed=7)
+    assert config == TrainConfig(batch_size=32, lr=0.5, seed=7, tf32=False)
+    assert config.tf32 is False

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,7 +94,16 @@ def without_time(history):
 
 
 class Dying(nn.Module):
-    """A loss that ends the process, or the fit, at a given call."""
+    """A loss that ends the process, or the fit, at a given call.
+
+    To a checkpoint it is the loss that it wraps: what goes on from there was ended by something else.
+    """
+
+    name = property(lambda self: self.inner.name)
+    config = property(lambda self: self.inner.config)
+
+    def __init_subclass__(cls):
+        cls.__qualname__ = Dying.__qualname__
 
     def __init__(self, at, how):
         super().__init__()
@@ -108,6 +117,9 @@ class Dying(nn.Module):
         if self.calls == self.at:
             raise self.how
         return self.inner(*args, **kwargs)
+
+
+Dying.__qualname__ = type(losses.build("clip")).__qualname__
 
 
 class Temperature(nn.Module):
@@ -281,13 +293,58 @@ def test_resuming_something_else_is_refused(tmp_path):
         run(data=other, out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="other segments, channels or lag"):
         run(data={k: v.with_lag(0.1) for k, v in DATA.items()}, out=tmp_path, resume=True)
-    with pytest.raises(RuntimeError, match="does not fit LinearClip"):
+    with pytest.raises(ValueError, match=r"another encoder or loss: encoder\.class \(was \w+, now LinearClip\), encoder\.name"):
         run(encoder=make_encoder(name="linear_clip"), out=tmp_path, resume=True)
     (tmp_path / "checkpoint" / "state.json").write_text("{")
     with pytest.raises(RuntimeError, match=r"state\.json is damaged"):
         run(out=tmp_path, resume=True)
     with pytest.raises(ValueError, match="needs the run folder"):
         run(resume=True)
+
+
+def test_an_encoder_or_loss_that_fits_the_weights_and_is_another_is_refused(tmp_path):
+    """Neither a temperature nor dropout has weights, so those of the checkpoint would go in."""
+    config = replace(CONFIG, max_epochs=1)
+    first = run(config, out=tmp_path)
+    colder = losses.build("clip", temperature=0.05)
+    with pytest.raises(ValueError, match=r"another encoder or loss: loss\.temperature \(was \S+, now 0\.05\)\. Use another run folder"):
+        run(config, out=tmp_path, loss=colder, resume=True)
+    dry = models.build("conv", **make_encoder().config | {"spatial_dropout": 0.0})
+    with pytest.raises(ValueError, match=r"another encoder or loss: encoder\.spatial_dropout \(was 0\.2, now 0\.0\)"):
+        run(config, out=tmp_path, encoder=dry, resume=True)
+    with pytest.raises(ValueError, match=r"loss\.class \(was \w+, now Temperature\)"):
+        run(config, out=tmp_path, loss=Temperature(), resume=True)
+    same_loss = losses.build("clip", temperature=1)  # 1.0 by default
+    assert same(run(config, out=tmp_path, loss=same_loss, resume=True).encoder, first.encoder)
+
+
+def test_checkpoints_of_earlier_versions_go_on(tmp_path):
+    """They do not say what encoder and loss were made of, or do not know an option that is at its default."""
+    config = replace(CONFIG, max_epochs=1)
+    first = run(config, out=tmp_path)
+    store = Store(tmp_path)
+    for forget in (lambda state: state.made_of["encoder"][2].pop("spatial_dropout"), lambda state: state.made_of.clear()):
+        state = store.load()
+        forget(state)
+        store.save(state)
+        assert same(run(config, out=tmp_path, encoder=make_encoder(seed=7), resume=True).encoder, first.encoder)
+
+
+def test_options_that_are_no_numbers_are_compared_by_what_they_are(tmp_path):
+    """The text of a function or an object may hold its address, which is another in each process."""
+    config = replace(CONFIG, max_epochs=1)
+
+    def similarity(estimates, candidates):
+        return estimates.flatten(1) @ candidates.flatten(1).T
+
+    first = run(config, loss=losses.build("clip", similarity=similarity), out=tmp_path)
+    kept = json.loads((tmp_path / "checkpoint" / "state.json").read_text())["made_of"]["loss"]
+    assert kept[2]["similarity"].endswith(".similarity")
+    copy = FunctionType(similarity.__code__, similarity.__globals__, similarity.__name__)
+    copy.__qualname__ = similarity.__qualname__
+    assert same(run(config, loss=losses.build("clip", similarity=copy), out=tmp_path, resume=True).encoder, first.encoder)
+    with pytest.raises(ValueError, match=r"loss\.similarity \(was \S+\.similarity, now candidate_normalised\)"):
+        run(config, out=tmp_path, resume=True)
 
 
 def test_parameters_of_the_loss_are_trained_saved_and_resumed(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny
 
-from brainspeech import models, recipe, variants
+from brainspeech import claiming, models, recipe, variants
 from brainspeech.cache import Cache
 
 
@@ -219,3 +219,38 @@ def test_the_page_lists_every_ablation_with_its_settings():
     for name in variants.ABLATIONS:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.split("`")[-2].split() == list(variants.VARIANTS[name].settings)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "report.json"])
+def test_a_table_is_not_mixed_with_a_run(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    given = {"root": None, "cache": Cache(tmp_path / "cache"), "progress": False}
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds a run \({name}\), not a table of variants\. Give another folder"):
+        variants.run(tiny(), "no_clamp", out=tmp_path, **given)
+    assert not (tmp_path / "reference").exists()
+    with pytest.raises(ValueError, match=rf"{tmp_path / name} is a file, so there can be no folder"):
+        variants.run(tiny(), "no_clamp", out=tmp_path / name / "x", **given)
+
+
+def test_a_finished_variant_is_not_claimed_while_another_run_has_it(tmp_path):
+    out = tmp_path / "one"
+    with claiming.hold(out, recipe.settle(tiny()), root=None, source="first") as _:
+        (out / "report.json").write_text("{}")
+        with pytest.raises(RuntimeError, match="Another run is writing into"):
+            variants._finished(tiny("evaluate.confidence=0.5"), out, None, "second")
+        assert json.loads((out / "recipe.json").read_text())["source"] == "first"
+
+
+def test_a_table_is_begun_where_one_of_its_own_runs_is(tmp_path):
+    for name in ("no_clamp", "subjects-9", "else"):
+        (tmp_path / name / name).mkdir(parents=True)
+        (tmp_path / name / name / "recipe.json").write_text("{}")
+    base = tiny()
+    assert variants.is_begun(base, "no_clamp,relu", tmp_path / "no_clamp")
+    assert variants.is_begun(base, "ablations", tmp_path / "no_clamp")
+    assert variants.is_begun(base, "subjects", tmp_path / "subjects-9")
+    for what in ("relu", "lag=0,50", "subjects"):
+        assert not variants.is_begun(base, what, tmp_path / "else")
+        assert not variants.is_begun(base, what, tmp_path / "no_clamp")
+    (tmp_path / "else" / "ladder.json").write_text("{}")
+    assert variants.is_begun(base, "relu", tmp_path / "else")

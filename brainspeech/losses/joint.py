@@ -54,9 +54,11 @@ class Joint(Loss):
         self.batch_size = batch_size
         self.memory = memory
         self.name = "joint"
-        # A part that was not built by name has none.
-        parts = {"loss": loss, "target_encoder": target_encoder}
-        self.config = {what: {"name": part.name, "config": part.config} for what, part in parts.items() if getattr(part, "name", "")}
+        # Of a part that was not built by name, only its class is known.
+        self.config = {
+            what: {"class": type(part).__qualname__, "name": getattr(part, "name", ""), "config": getattr(part, "config", {})}
+            for what, part in (("loss", loss), ("target_encoder", target_encoder))
+        }
         self._remembered: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()  # candidates and what they were turned into
         self._weights: Any = None  # with which
 
