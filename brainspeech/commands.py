@@ -235,6 +235,9 @@ def _open_run(folder: str) -> tuple[Path, dict]:
     from brainspeech import claiming
 
     if not (Path(folder) / "recipe.json").is_file():
+        if (Path(folder) / "ladder.json").is_file():
+            names = sorted(path.parent.name for path in Path(folder).glob("*/report.json"))
+            raise FileNotFoundError(f"{folder} is a table of variants, see its ladder.html. Its runs are {', '.join(names)}.")
         raise FileNotFoundError(f"{folder} is no run folder (no recipe.json). Make one: brainspeech run RECIPE --out {folder}")
     return Path(folder), claiming.read(Path(folder))
 

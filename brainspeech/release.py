@@ -329,6 +329,11 @@ def _finished(run: Path) -> dict[str, Any]:
         If something is missing.
     """
     absent = [name for name in ("recipe.json", f"model/{hub.CONFIG}", "report.json") if not (run / name).is_file()]
+    if absent and (run / "ladder.json").is_file():
+        names = sorted(path.parent.name for path in run.glob("*/report.json"))
+        raise RuntimeError(
+            f"{run} is a table of variants. Release one of its runs: {', '.join(names)} (brainspeech release {run}/NAME DIR)."
+        )
     if absent:
         raise RuntimeError(f"{run} is no finished run (no {', '.join(absent)}). Go on with it: brainspeech run RECIPE --out {run}")
     try:

@@ -165,6 +165,14 @@ def test_an_alarm_stops_a_release_unless_it_is_wanted(run, tmp_path, here, monke
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_a_table_of_variants_names_its_runs(tmp_path, here):
+    for path in ("ladder.json", "relu/report.json", "reference/report.json"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("{}")
+    with pytest.raises(RuntimeError, match="is a table of variants. Release one of its runs: reference, relu"):
+        release.release(tmp_path, tmp_path / "out")
+
+
 def test_what_is_no_finished_run_is_not_released(run, tmp_path, here):
     with pytest.raises(RuntimeError, match=r"no finished run \(no recipe\.json, model/config\.json, report\.json\)"):
         release.release(tmp_path, tmp_path / "out")

@@ -215,6 +215,14 @@ def test_page_markdown_and_table_state_the_numbers(tmp_path):
     assert "\\| word" in (tmp_path / "report.md").read_text()
 
 
+def test_a_simpler_model_that_finds_more_is_said():
+    scores, test = make_scores(names="encoder ridge")
+    worse = evaluate.evaluate(scores, test, config=CONFIG)
+    assert "finds more" not in report.headline(worse)
+    better = evaluate.evaluate({"encoder": scores["ridge"], "ridge": scores["encoder"]}, test, config=CONFIG)
+    assert f"The ridge, a simpler model, finds more: {100 * better.rows['ridge']['top10']['value']:.1f} %." in report.headline(better)
+
+
 def test_warnings_stand_on_top(tmp_path):
     made = make(leak=4.0, lag_curve={0.0: 0.4, 0.1: 0.3})
     report.write(made, tmp_path)
@@ -265,8 +273,8 @@ def test_the_signal_and_the_recordings_have_their_place(tmp_path):
     assert all(label.endswith(".") for label in page.labels)
     for said in (
         "What the encoder reads in the signal",
-        "1 of 9 sensors carry evidence, most of it E8",
-        "Most evidence is at 4-8 Hz: without it 10 % of the margin is lost",
+        "1 of 9 sensors carry evidence, the largest share E8",
+        "The largest share of evidence is at 4-8 Hz: without it 10 % of the margin is lost",
         "The encoder reads the brain 100 ms after the sound",
         "Preprocessing keeps 1 to 10 Hz",
         "More than ten times stronger or weaker than the median: d/sub-00, d/sub-01",

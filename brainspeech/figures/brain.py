@@ -141,7 +141,7 @@ def sensors(attribution: Mapping[str, Any]) -> Picture | None:
         figure, ax = make_figure(0.8 + 0.24 * max(3, len(order)))
         _bars(ax, [names[i] for i in order], values[order], _numbers(part["limit"])[order], p[order])
     n, most = int(marked.sum()), int(np.nanargmax(values))
-    title = f"{n} of {len(names)} {what} carry evidence, most of it {names[most]}" if n else "No sensor alone carries the evidence"
+    title = f"{n} of {len(names)} {what} carry evidence, the largest share {names[most]}" if n else "No sensor alone carries the evidence"
     return finish(
         figure,
         "sensors",
@@ -165,7 +165,7 @@ def bands(attribution: Mapping[str, Any]) -> Picture | None:
     noted = [i for i in np.argsort(-values) if p[i] < NOTED]
     title = "No frequency band alone carries the evidence"
     if noted:
-        title = f"Most evidence is at {names[noted[0]]}: without it {percent(values[noted[0]], 0)} of the margin is lost"
+        title = f"The largest share of evidence is at {names[noted[0]]}: without it {percent(values[noted[0]], 0)} of the margin is lost"
         title = title.replace("at below", "below")
     return finish(
         figure,

@@ -15,6 +15,9 @@ from .saying import many, markdown_table, plain_table, say_entry, say_p
 NOTHING = "-"
 
 
+SIMPLER = ("ridge", "linear_clip")
+
+
 def headline(report: RetrievalReport) -> str:
     """Say the result in a sentence or two."""
     k, lead = widest(report), report.curves["lead"]
@@ -30,6 +33,10 @@ def headline(report: RetrievalReport) -> str:
     text += f"; chance is {percent(report.chance[f'top{k}'])} ({say_p(row['p_above_chance'])})."
     if row["p_above_shuffled"] is not None:
         text += f" Against the same encoder fitted on shuffled pairs: {say_p(row['p_above_shuffled'])}."
+    simpler = [name for name in SIMPLER if name in report.rows and lead not in SIMPLER]
+    better = [name for name in simpler if report.rows[name][f"top{k}"]["value"] > entry["value"]]
+    for name in better:
+        text += f" The {label(name)}, a simpler model, finds more: {percent(report.rows[name][f'top{k}']['value'])}."
     return text
 
 
