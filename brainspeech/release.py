@@ -112,7 +112,7 @@ def release(
     out : path
         New, or an earlier release, which is replaced in one step.
     name : str
-        Of the model; the recipe's without one.
+        Of the model; without one the recipe's, followed by the variant's where the run is one of a table of variants.
     licence : str, optional
         Of the weights, as hubs write it (``cc-by-4.0``).
     despite_alarms : bool
@@ -142,6 +142,7 @@ def release(
     clean = _without_quotes(report)
     notes = _notes(decoder, report, licence)
     decoder.config_["report"] = card.condense(clean.to_dict(), alarms=clean.alarms)
+    name = name or _name_of(run, kept["recipe"])
     with hub.replacing(out) as folder:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.model-") as temporary:
             model = decoder.save(Path(temporary) / "model", name=name, licence=licence)
@@ -340,6 +341,18 @@ def _finished(run: Path) -> dict[str, Any]:
         return json.loads((run / "recipe.json").read_text())
     except ValueError as error:
         raise RuntimeError(f"{run / 'recipe.json'} is damaged ({error}). Run the recipe again.") from error
+
+
+def _name_of(run: Path, recipe: Mapping[str, Any]) -> str:
+    """Name a model as its recipe, and the variant where the run is one of a table of variants."""
+    run = run.resolve()
+    table = run.parent / "ladder.json"
+    try:
+        rows = json.loads(table.read_text(encoding="utf-8"))["rows"] if table.is_file() else []
+        is_variant = any(row["name"] == run.name for row in rows)
+    except (ValueError, KeyError, TypeError):
+        is_variant = False  # a damaged table says nothing of the run
+    return f"{recipe['name']}-{run.name}" if is_variant else recipe["name"]
 
 
 def _check_constants(run: Path, decoder: SpeechDecoder, recipe: Mapping[str, Any], report: RetrievalReport) -> None:

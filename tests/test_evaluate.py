@@ -243,6 +243,17 @@ def test_few_blocks_are_not_swapped_and_say_so():
     assert "in each of 11 blocks, all subjects together" in whole.methods["p_above_shuffled"]
 
 
+def test_the_smallest_p_inside_blocks_is_that_of_its_shifts():
+    report = build(TestSet.from_segments(segments(4, 4, 3, step=3.0)))  # 4 blocks of 3 that share nothing: 3^4 shifts
+    said = report.methods["p_within_block"]
+    assert "4 block(s) of 3 segments have 81 combinations of shifts" in said
+    assert "the smallest p there can be is about 0.012" in said
+    assert report.rows["encoder"]["p_within_block"] == pytest.approx(1 / 81, rel=0.5)
+    alone = build(TestSet.from_segments(segments(2, 4, 1)))
+    assert "nothing to roll" in alone.methods["p_within_block"]
+    assert alone.rows["encoder"]["p_within_block"] is None
+
+
 def test_block_oracle_is_brennans():
     # the published test split: 190 candidates in 6 blocks of more than 10
     sizes = (40, 35, 31, 30, 29, 25)
@@ -349,6 +360,7 @@ def test_examples_show_good_and_bad_windows():
     assert ranks[0] == 0 < ranks[-1]
     assert all(len(e["candidates"]) == 5 for e in examples)
     assert examples[0]["candidates"][0] == {"text": examples[0]["heard"], "correct": True}
+    assert examples[0]["heard"].endswith(" s)")  # where it begins: neighbours may have the same words
     silent = build(TestSet.from_segments(segments(text=""))).examples[0]
     assert silent["heard"].startswith("story, ")
 

@@ -338,6 +338,7 @@ def test_uneven_numbers_are_said(tmp_path):
     assert "No constant of alike differs from those of two" in said
     assert "The signed-rank test over 2 subjects cannot give p below 0.5, nor, after Holm's correction for 2 rows, below 1" in said
     assert "here top-2 is the widest" in said
+    assert "None can: with so few subjects no p here comes below 1 after the correction" in flat(report.ladder_table(made))
     assert (made["alike"]["difference"]["value"], made["alike"]["subjects_test"]["p"]) == (0, 1)
     assert made["alike"]["subjects_test"]["equal"] == 2
 
@@ -485,6 +486,29 @@ def test_the_ladder_is_written_whole(tmp_path):
     before = [path.read_bytes() for path in paths]
     report.write_ladder(made, tmp_path / "out")
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_each_column_has_a_name_of_its_own_and_is_explained(tmp_path):
+    report.write_ladder(many(tmp_path), tmp_path / "several")
+    one = {name: leave(tmp_path / name, [[n] * 3]) for name, n in (("a", 6), ("b", 8))}
+    report.write_ladder(report.ladder(one, reference="a", **QUICK), tmp_path / "one")
+    several, single = (parse((tmp_path / name / "ladder.html").read_text())[1] for name in ("several", "one"))
+    for said in (several, single):
+        assert "Holm, subjects" in said
+        assert "Holm, blocks" in said
+        assert "in brackets the" not in said
+        assert "below it the two-way bootstrap" in said
+    assert "minus fullDifference from the row" in several
+    assert "seStandard error" in several
+    assert "sd over seeds" in several
+    assert "sd over seeds" not in single  # one seed each
+    assert "twice se" not in single
+
+
+def test_the_accuracy_axis_has_a_tick_at_100_percent(tmp_path):
+    runs = {name: leave(tmp_path / name, [[n] * 3]) for name, n in (("a", 12), ("b", 8))}
+    drawn = {picture.name: picture for picture in report.draw_ladder(report.ladder(runs, reference="a", **QUICK))}
+    assert re.search(r">100 %<", drawn["accuracies"].svg)
 
 
 def test_the_published_stand_beside_and_name_their_source(tmp_path):

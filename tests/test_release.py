@@ -173,6 +173,17 @@ def test_a_table_of_variants_names_its_runs(tmp_path, here):
         release.release(tmp_path, tmp_path / "out")
 
 
+def test_a_run_of_a_table_is_named_with_its_variant(tmp_path):
+    recipe = {"name": "demo"}
+    (tmp_path / "relu").mkdir()
+    assert release._name_of(tmp_path / "relu", recipe) == "demo"
+    (tmp_path / "ladder.json").write_text('{"rows": [{"name": "random"}, {"name": "relu"}]}')
+    assert release._name_of(tmp_path / "relu", recipe) == "demo-relu"
+    assert release._name_of(tmp_path / "beside_it", recipe) == "demo"
+    (tmp_path / "ladder.json").write_text("{")
+    assert release._name_of(tmp_path / "relu", recipe) == "demo"
+
+
 def test_what_is_no_finished_run_is_not_released(run, tmp_path, here):
     with pytest.raises(RuntimeError, match=r"no finished run \(no recipe\.json, model/config\.json, report\.json\)"):
         release.release(tmp_path, tmp_path / "out")

@@ -119,6 +119,14 @@ def parse(text):
     return page, " ".join("".join(page.words).split())
 
 
+def test_examples_say_where_they_begin():
+    """Neighbouring windows may have the same words."""
+    made = make(text="twice the same")
+    assert all(re.search(r" \(\d+\.\d s\)$", example["heard"]) for example in made.examples)
+    assert "Seconds: where a window begins in its audio" in parse(report.page(made))[1]
+    assert made.examples[0]["heard"] in report.markdown(made)
+
+
 def test_written_files_are_read_back(tmp_path):
     made = make(provenance={"commit": "abc"}, dropped={"too short": 3}, lag_curve=LAG, title="A title")
     paths = report.write(made, tmp_path / "run", history=HISTORY)
@@ -228,8 +236,10 @@ def test_warnings_stand_on_top(tmp_path):
     report.write(made, tmp_path)
     _, words = parse((tmp_path / "report.html").read_text())
     markdown = (tmp_path / "report.md").read_text()
-    for text in (words, markdown, report.table(made)):
-        assert text.index("The control `noise` is above chance") < text.index("an artefact") < text.index("encoder")
+    assert "<code>noise</code>" in (tmp_path / "report.html").read_text()
+    assert "`" not in words  # a page has no markdown
+    for text in (words, markdown.replace("`", ""), report.table(made).replace("`", "")):
+        assert text.index("The control noise is above chance") < text.index("an artefact") < text.index("encoder")
     assert "Decoding peaks at 0 ms: an artefact, not a brain response" in words
     assert "suspect sound that leaks" in words
 
@@ -273,7 +283,7 @@ def test_the_signal_and_the_recordings_have_their_place(tmp_path):
     assert all(label.endswith(".") for label in page.labels)
     for said in (
         "What the encoder reads in the signal",
-        "1 of 9 sensors carry evidence, the largest share E8",
+        "1 of 9 sensors carry evidence, the largest share at E8",
         "The largest share of evidence is at 4-8 Hz: without it 10 % of the margin is lost",
         "The encoder reads the brain 100 ms after the sound",
         "Preprocessing keeps 1 to 10 Hz",

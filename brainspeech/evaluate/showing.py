@@ -68,8 +68,9 @@ def choose_examples(scores: np.ndarray, ranks: np.ndarray, test: TestSet, config
 
 
 def _words(segment: Segment) -> str:
+    """Quote a segment with where it begins in its audio: neighbours may have the same words."""
     audio, start = place(segment)
-    return segment.text or f"{audio}, {start:.1f} to {start + segment.duration:.1f} s"
+    return f"{segment.text} ({start:.1f} s)" if segment.text else f"{audio}, {start:.1f} to {start + segment.duration:.1f} s"
 
 
 def mean_similarity(per_seed: Sequence[np.ndarray], truth: np.ndarray, most: int = 200) -> np.ndarray:

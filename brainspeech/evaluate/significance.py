@@ -82,7 +82,8 @@ def p_values(
         "blocks in random order, then the list rolled, the same for all subjects; hubs stay hubs "
         f"({n:,} draws; the smallest p there can be is about {smallest_p(units.shape[1], n_kept, n):.2g}).",
         "p_within_block": "One-sided test of the mean rank among the candidates of the same block, on the same segments, against circular "
-        f"shifts inside blocks ({n:,} draws).",
+        "shifts inside blocks: the segments of a block keep their order and are rolled, each block by its own amount. "
+        + _shifts(blocks[apart[0.0]], n),
     }
     pooled = [name for name in names if _reach(name, config)]
     if pooled:
@@ -114,6 +115,20 @@ def p_values(
         if any(control != "shuffled" for control in against.values()):
             methods["p_above_shuffled"] += " A scorer's row is compared with `shuffled` under the same scorer."
     return out, methods
+
+
+def _shifts(blocks: np.ndarray, n: int) -> str:
+    """Say how many combinations of shifts blocks have, and how small p can be with them."""
+    sizes = np.unique(blocks, return_counts=True)[1].tolist()
+    total = math.prod(sizes)
+    if total == 1:
+        return "No block holds two of them, so there is nothing to roll."
+    each = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{max(sizes)}"
+    combinations = f"{total:,}" if total < 1_000_000 else f"about {float(total):.0e}"
+    return (
+        f"{len(sizes)} block(s) of {each} segments have {combinations} combinations of shifts, the true one among "
+        f"them ({n:,} draws; the smallest p there can be is about {max(1 / total, 1 / (n + 1)):.2g})."
+    )
 
 
 def row_and_scorer(name: str) -> tuple[str, str]:

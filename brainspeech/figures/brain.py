@@ -141,7 +141,9 @@ def sensors(attribution: Mapping[str, Any]) -> Picture | None:
         figure, ax = make_figure(0.8 + 0.24 * max(3, len(order)))
         _bars(ax, [names[i] for i in order], values[order], _numbers(part["limit"])[order], p[order])
     n, most = int(marked.sum()), int(np.nanargmax(values))
-    title = f"{n} of {len(names)} {what} carry evidence, the largest share {names[most]}" if n else "No sensor alone carries the evidence"
+    title = (
+        f"{n} of {len(names)} {what} carry evidence, the largest share at {names[most]}" if n else "No sensor alone carries the evidence"
+    )
     return finish(
         figure,
         "sensors",
@@ -191,9 +193,9 @@ def lags(attribution: Mapping[str, Any]) -> Picture | None:
     figure, ax = make_figure(2.8)
     main = COLOURS["encoder"]
     ax.axvline(0, color=MUTED, linewidth=0.8)
-    ax.fill_between(x, np.minimum(limit, 0), limit, step="mid", color=MUTED, alpha=0.22, linewidth=0)
     colours = [main if q < NOTED else MUTED for q in p]
     ax.bar(x, values, width=0.8 * step, color=colours, alpha=0.85)
+    ax.plot(x, limit, "_", color=INK, markersize=9, markeredgewidth=1.4)
     percent_axis(ax.yaxis, max(float(np.nanmax(np.abs(values))), 0.06))
     ax.grid(axis="x", visible=False)
     ax.set_xlabel("lag of the brain after the sound, ms")
@@ -205,7 +207,7 @@ def lags(attribution: Mapping[str, Any]) -> Picture | None:
         "lags",
         title=f"The encoder reads the brain {where} after the sound" if where else "No lag alone carries the evidence",
         caption=f"What the estimate of a moment of sound loses without {step:.0f} ms of signal, by how long after the sound these are. "
-        f"Grey: what the largest lag reaches by chance. Full colour: p < {NOTED}, corrected by the maximum over lags. An encoder sees no "
+        f"Tick: what the largest lag reaches by chance. Full colour: p < {NOTED}, corrected by the maximum over lags. An encoder sees no "
         "farther than its convolutions reach." + _basis(attribution),
         alt="Share of the score margin by lag; " + (f"lags above chance: {where}." if where else "no lag above chance."),
     )

@@ -40,8 +40,8 @@ def words(report: RetrievalReport, found: Mapping[str, Any]) -> Picture:
         entry, frequent = group["sum"][key], group["frequent"][key]
         if entry["low"] is not None:
             ax.plot([entry["low"], entry["high"]], [y, y], color=main, linewidth=2.6, alpha=0.45)
-        ax.plot(entry["value"], y, "o", color=main, markersize=7, zorder=3)
-        ax.plot(frequent, y, "D", color=COLOURS["constant"], markersize=5.5)
+        ax.plot(entry["value"], y, "o", color=main, markersize=7, zorder=3, clip_on=False)
+        ax.plot(frequent, y, "D", color=COLOURS["constant"], markersize=5.5, clip_on=False)
         ends.append(max(entry["high"] or entry["value"], frequent))
         ax.annotate(percent(entry["value"]), (ends[-1], y), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
     top = max(*ends, chance)
@@ -50,7 +50,7 @@ def words(report: RetrievalReport, found: Mapping[str, Any]) -> Picture:
     ax.set_yticks(range(len(groups)), [f"{name}\n{group['windows']:,} windows" for name, group in groups])
     ax.set_ylim(-0.6, len(groups) - 0.1)
     ax.set_xlim(0, top * 1.22)
-    ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1])
+    ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1 + 1e-9])
     ax.set_xlim(0, top * 1.22)
     ax.grid(axis="y", visible=False)
     percent_axis(ax.xaxis, top)

@@ -84,7 +84,7 @@ def accuracies(rows: Sequence[Row], *, k: int, chosen: str | None) -> Picture:
     published = [row for row in rows if row["published"]]
     for y, row in enumerate(rows):
         if row["published"]:
-            ax.plot(row["published"]["value"], y + 0.28, "D", color=INK, markersize=4, markerfacecolor="none", zorder=4)
+            ax.plot(row["published"]["value"], y + 0.28, "D", color=INK, markersize=4, markerfacecolor="none", zorder=4, clip_on=False)
             ends.append(row["published"]["value"])
         if row["missing"]:
             ax.annotate("no result", (0, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=MUTED)
@@ -98,14 +98,14 @@ def accuracies(rows: Sequence[Row], *, k: int, chosen: str | None) -> Picture:
             continue
         if entry["low"] is not None:
             ax.plot([entry["low"], entry["high"]], [y, y], color=MAIN, linewidth=2.6, alpha=0.45)
-        ax.plot(entry["value"], y, "o", color=MAIN, markersize=7)
+        ax.plot(entry["value"], y, "o", color=MAIN, markersize=7, clip_on=False)
         if len(entry["seeds"]) > 1:
             ax.plot(entry["seeds"], [y - 0.22] * len(entry["seeds"]), "|", color=MAIN, markersize=5, alpha=0.8)
         text = percent(entry["value"]) + (" (chosen)" if row["name"] == chosen else "")
         ax.annotate(text, (end, y), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
     ax.set_xlim(0, max(ends) * (1.35 if chosen else 1.22) or 1)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1])
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))  # so that 100 % is a tick
+    ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1 + 1e-9])
     ax.set_xlim(0, max(ends) * (1.35 if chosen else 1.22) or 1)
     percent_axis(ax.xaxis, max(ends))
     ax.set_xlabel(f"top-{k} accuracy")

@@ -28,14 +28,14 @@ def accuracy(report: RetrievalReport) -> Picture:
         analytic = name == "block_oracle"
         if entry["low"] is not None:
             ax.plot([entry["low"], entry["high"]], [y, y], color=colour(name), linewidth=2.6, alpha=0.45)
-        ax.plot(entry["value"], y, "D" if analytic else "o", color=colour(name), markersize=5.5 if analytic else 7)
+        ax.plot(entry["value"], y, "D" if analytic else "o", color=colour(name), markersize=5.5 if analytic else 7, clip_on=False)
         ax.annotate(percent(entry["value"]), (ends[y], y), (8, 0), textcoords="offset points", va="center", fontsize=8.5)
     ax.axvline(chance, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.4)
     ax.annotate(f"chance {percent(chance)}", (chance, len(names) - 0.35), (3, 0), textcoords="offset points", color=MUTED, fontsize=8)
     ax.set_yticks(range(len(names)), [label(n) for n in names])
     ax.set_ylim(-0.6, len(names) - 0.1)
     ax.set_xlim(0, max(*ends, chance) * 1.2)
-    ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1])
+    ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1 + 1e-9])
     ax.set_xlim(0, max(*ends, chance) * 1.2)
     ax.grid(axis="y", visible=False)
     percent_axis(ax.xaxis, max(*ends, chance))

@@ -336,22 +336,23 @@ def _warnings(
 
 def _hopeless(there: Sequence[Mapping[str, Any]], compared: int) -> list[str]:
     """Say where so few subjects were tested, or so many rows, that no p can be small."""
-    tested = [row["subjects_test"]["n"] for row in there if row["subjects_test"]]
-    found = []
-    for n in sorted(set(tested)):
-        smallest = statistics.smallest_signed_rank_p(n)
-        # Rows with more subjects may have smaller p, and are then corrected for first.
-        corrected = min(1.0, sum(other <= n for other in tested) * smallest)
-        if corrected > LEVEL:
-            found.append((n, f"{smallest:.2g}", f"{corrected:.2g}"))
+    reach = smallest_corrected(there)
+    found = [(n, f"{statistics.smallest_signed_rank_p(n):.2g}", f"{p:.2g}") for n, p in reach.items() if p > LEVEL]
     if not found:
         return []
     numbers, smallest_ps, corrected_ps = (", ".join(map(str, column)) for column in zip(*found, strict=True))
-    which = "no row here" if len(set(tested)) == len(found) else "no such row"
+    which = "no row here" if len(reach) == len(found) else "no such row"
     return [
         f"The signed-rank test over {numbers} {'subject' if numbers == '1' else 'subjects'} cannot give p below {smallest_ps}, nor, after "
         f"Holm's correction for {many(compared, 'row')}, below {corrected_ps}: {which} can come below {LEVEL:g}, whatever its difference."
     ]
+
+
+def smallest_corrected(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Give the smallest p over subjects that a row can reach after Holm's correction, by its number of subjects."""
+    tested = [row["subjects_test"]["n"] for row in rows if row["subjects_test"]]
+    # Rows with more subjects may have smaller p, and are then corrected for first.
+    return {n: min(1.0, sum(other <= n for other in tested) * statistics.smallest_signed_rank_p(n)) for n in sorted(set(tested))}
 
 
 def _unchanged(there: Sequence[Mapping[str, Any]], reports: Mapping[str, RetrievalReport], reference: str) -> list[str]:

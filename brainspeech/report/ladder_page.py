@@ -15,9 +15,9 @@ from brainspeech import figures
 from brainspeech.figures import Picture, label, percent
 
 from .comparison import say_difference, wrap, write_pages
-from .ladder import LEVEL, Ladder
+from .ladder import LEVEL, Ladder, smallest_corrected
 from .ladder_choice import VALID_K
-from .page import document, itemise, show, tabulate
+from .page import document, inline, itemise, show, tabulate
 from .words import NOTHING, many, markdown_table, plain_table, say_entry, say_p
 
 HOLM = "p (Holm)"
@@ -32,11 +32,11 @@ METHODS = {
     "of its own": "The same, out of those of the row itself.",
     "subjects there": "Subjects of these windows.",
     "reference there": "Accuracy of the row that is compared with on these windows.",
-    "se": "Standard error of the difference over seeds, in percentage points: what the luck of the fits alone would do.",
+    "se": "Standard error of the difference over seeds, in percentage points: what the luck of the fits alone would do. A row that "
+    "differs, but by less than twice se, is named at the top.",
     "more/less/same": "In how many subjects the accuracy is higher than, lower than and the same as in the row that is compared with.",
     "p subjects": "Two-sided Wilcoxon signed-rank test of the subjects' accuracies, each averaged over seeds: about other listeners to "
-    "these stimuli. All subjects share the same few fits, so a lucky fit looks like a difference in all of them: a row that differs, but "
-    "by less than twice se, is named at the top.",
+    "these stimuli. All subjects share the same few fits, so a lucky fit looks like a difference in all of them.",
     "p blocks": "Two-sided, the two runs swapped at random in each block of the test split, all subjects together: about other stimuli "
     "for these listeners.",
     "Holm": "The p before it, corrected for the number of rows that were tested (Holm 1979).",
@@ -56,7 +56,7 @@ def ladder_table(ladder: Ladder) -> str:
         wrap(sentences),
         plain_table(*_without(*main_cells(ladder), tested)),
         wrap(_same_candidates(ladder)),
-        plain_table(header, body) if body else [],
+        plain_table([name.partition(",")[0] if name.startswith("Holm,") else name for name in header], body) if body else [],  # 100 columns
         plain_table(*shared_cells(ladder)) if shared_cells(ladder)[1] else [],
         wrap([*_tested(ladder), *(f"not compared: {text}" for text in _not_compared(ladder))]),
         wrap(f"{name}: {text}" for name, text in _methods(ladder)),
@@ -135,7 +135,16 @@ def test_cells(ladder: Ladder) -> tuple[list[str], list[list[str]]]:
                 *(_test(row, test, key) for test in ("subjects_test", "blocks_test") for key in ("p", "holm")),
             ]
         )
-    header = ["variant", f"minus {label(ladder.reference)}", "se", "more/less/same", "p subjects", "Holm", "p blocks", "Holm"]
+    header = [
+        "variant",
+        f"minus {label(ladder.reference)}",
+        "se",
+        "more/less/same",
+        "p subjects",
+        "Holm, subjects",
+        "p blocks",
+        "Holm, blocks",
+    ]
     return _without(header, body, {"se"} if all(cells[2] == NOTHING for cells in body) else ())
 
 
@@ -225,6 +234,9 @@ def _headline(ladder: Ladder) -> str:
     )
     parts = [f"{side} {', '.join(names)}" for side, names in (("below:", below), ("above:", above)) if names]
     text += f"; {'; '.join(parts)}." if parts else "."
+    smallest = min(smallest_corrected(ladder.rows).values())
+    if smallest > LEVEL:
+        text += f" None can: with so few subjects no p here comes below {smallest:.2g} after the correction, whatever the difference."
     return text + (f" Within twice the standard error over seeds, so perhaps the luck of the fits: {', '.join(lucky)}." if lucky else "")
 
 
@@ -260,11 +272,13 @@ def _tested(ladder: Ladder) -> list[str]:
     return out
 
 
-def _methods(ladder: Ladder) -> list[tuple[str, str]]:
-    """Give what is said of each column that there is."""
+def _methods(ladder: Ladder, *, limits: str = "in brackets") -> list[tuple[str, str]]:
+    """Give what is said of each column that there is, under its name; ``limits`` says where an interval stands."""
     columns = {*main_cells(ladder)[0], *test_cells(ladder)[0], *(shared_cells(ladder)[0] if shared_cells(ladder)[1] else ()), "top-k"}
     methods = METHODS if ladder.chosen is None else METHODS | {"validation": METHODS["validation"] + CHOSEN}
-    return [(name, text) for name, text in methods.items() if any(c == name or c.startswith((f"{name} ", f"{name},")) for c in columns)]
+    there = [(name, text) for name, text in methods.items() if any(c == name or c.startswith((f"{name} ", f"{name},")) for c in columns)]
+    names = {"minus": f"minus {label(ladder.reference)}"}
+    return [(names.get(name, name), text.replace("in brackets the two-way", f"{limits} the two-way")) for name, text in there]
 
 
 def _not_compared(ladder: Ladder) -> list[str]:
@@ -321,13 +335,18 @@ def _meanings(ladder: Ladder) -> list[tuple[str, str]]:
     return out
 
 
-BELOW = (
-    "Accuracies and differences with their interval; sd over seeds, in points; differences in percentage points; p by signed ranks over "
-    "subjects, after Holm's correction. What each column means is said under 'How to read the tables'."
-)
 LINKED = "The name of a variant leads to its report, which holds all of its seeds."
 CHANGED = ("variant", "constant", "in the reference", "in the variant")
 NOT_GIVEN = f"{NOTHING}: not given, so that the default holds."
+
+
+def _below(ladder: Ladder) -> str:
+    """Say what stands in the columns of the main table that there are."""
+    header, _ = main_cells(ladder)
+    parts = ["Accuracies and differences with their interval", "differences in percentage points"]
+    parts[1:1] = ["sd over seeds, in points"] if "sd" in header else []
+    parts += ["p by signed ranks over subjects, after Holm's correction"] if HOLM in header else []
+    return "; ".join(parts) + ". What each column means is said under 'How to read the tables'."
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- pages
@@ -338,7 +357,7 @@ def _markdown(ladder: Ladder, pictures: Sequence[Picture], links: Mapping[str, s
     lines += [line for alarm in ladder.alarms for line in (f"> **Warning.** {alarm}", "")]
     lines += [line for text in (_headline(ladder), ladder.choice, *_identical(ladder)) for line in (text, "")]
     lines += [*markdown_table(*main_cells(ladder)), ""]
-    lines += [" ".join([*_same_candidates(ladder), BELOW]), ""]
+    lines += [" ".join([*_same_candidates(ladder), _below(ladder)]), ""]
     lines += [line for p in pictures for line in (f"![{p.alt}](figures/{p.name}.png)", "", p.caption, "")]
     header, body = test_cells(ladder)
     lines += ["## Tests", "", *(markdown_table(header, body) if body else ["Nothing could be compared."]), ""]
@@ -360,13 +379,13 @@ def _page(ladder: Ladder, pictures: Sequence[Picture], links: Mapping[str, str])
     e = html.escape
     header, body = test_cells(ladder)
     classes = {label(row["name"]): "chance" for row in ladder.rows if row["kind"] == "chance" or row["missing"]}
-    below = " ".join([*_same_candidates(ladder), BELOW, *([LINKED] if links else [])])
+    below = " ".join([*_same_candidates(ladder), _below(ladder), *([LINKED] if links else [])])
     changes = _changes(ladder)
     return document(
         _title(ladder),
         [
             f'<p class="quiet">{e(_counts(ladder))}</p>',
-            *(f'<div class="alarm" role="alert"><b>Warning</b>{e(alarm)}</div>' for alarm in ladder.alarms),
+            *(f'<div class="alarm" role="alert"><b>Warning</b>{inline(alarm)}</div>' for alarm in ladder.alarms),
             f'<p class="finding">{e(_headline(ladder))}</p>',
             *(f"<p>{e(text)}</p>" for text in (ladder.choice, *_identical(ladder))),
             tabulate(*main_cells(ladder), classes=classes | {label(ladder.reference): "lead"}, links=links),
@@ -376,7 +395,7 @@ def _page(ladder: Ladder, pictures: Sequence[Picture], links: Mapping[str, str])
             tabulate(*shared_cells(ladder), links=links) if shared_cells(ladder)[1] else "",
             *(f'<p class="small">{e(text)}</p>' for text in _tested(ladder)),
             itemise([f"Not compared: {text}" for text in _not_compared(ladder)]),
-            "<h2>How to read the tables</h2>" + _defined(_methods(ladder)),
+            "<h2>How to read the tables</h2>" + _defined(_methods(ladder, limits="below it")),
             ("<h2>Notes</h2>" + itemise(_notes(ladder))) if _notes(ladder) else "",
             "<h2>What the variants are</h2>" + _defined(_meanings(ladder), links),
             "<h2>What each variant changes</h2>",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -73,14 +74,14 @@ def page(report: RetrievalReport, pictures: Iterable[Picture] = ()) -> str:
     d = report.disjoint
     pictures = list(pictures)
     notes = [w for w in report.warnings if w not in report.alarms]
-    meanings = "".join(f"<dt>{e(label(n))}</dt><dd>{e(row['meaning'])}</dd>" for n, row in report.rows.items() if row["meaning"])
-    methods = "".join(f"<dt>{e(METHODS.get(name, name))}</dt><dd>{e(text)}</dd>" for name, text in report.methods.items())
+    meanings = "".join(f"<dt>{e(label(n))}</dt><dd>{inline(row['meaning'])}</dd>" for n, row in report.rows.items() if row["meaning"])
+    methods = "".join(f"<dt>{e(METHODS.get(name, name))}</dt><dd>{inline(text)}</dd>" for name, text in report.methods.items())
     signal, recordings, what = ([p for p in pictures if p.name in names] for names in (SIGNAL, RECORDINGS, DECODED))
     return document(
         title,
         [
             f'<p class="quiet">{e(counts(report))}</p>',
-            *(f'<div class="alarm" role="alert"><b>Warning</b>{e(warning)}</div>' for warning in report.alarms),
+            *(f'<div class="alarm" role="alert"><b>Warning</b>{inline(warning)}</div>' for warning in report.alarms),
             f'<p class="finding">{e(headline(report))}</p>',
             _table(report),
             '<p class="small">Accuracies in % over all windows, with their interval below; rank 0 is best. Ties count as misses.</p>',
@@ -135,7 +136,7 @@ def _recordings(report: RetrievalReport, pictures: Sequence[Picture]) -> str:
 def _decoded(report: RetrievalReport, pictures: Sequence[Picture]) -> str:
     lines = []
     for part in decoded.parts(report):
-        lines.append(f"<h3>{html.escape(part.title)}</h3>" + "".join(f"<p>{html.escape(text)}</p>" for text in part.sentences))
+        lines.append(f"<h3>{html.escape(part.title)}</h3>" + "".join(f"<p>{inline(text)}</p>" for text in part.sentences))
         lines.append(tabulate(part.header, part.body, classes=part.classes) if part.body else "")
         lines.append(itemise(part.notes))
     return ("<h2>What is decoded</h2>" + "".join(lines) + show(pictures)) if lines else ""
@@ -149,9 +150,14 @@ METHODS = {
 }
 
 
+def inline(text: str) -> str:
+    """Escape a sentence; what stands between backticks, such as the name of a row, is set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
 def itemise(items: Sequence[str]) -> str:
     """List sentences; nothing for none."""
-    return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>" if items else ""
+    return "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>" if items else ""
 
 
 def _table(report: RetrievalReport, *, disjoint: bool = False) -> str:
@@ -207,7 +213,7 @@ def _examples(report: RetrievalReport) -> str:
     return (
         "<h2>What was heard, and what was found</h2>"
         f"<p>Test windows of the {html.escape(label(report.curves['lead']))}, from the best to the worst rank (0 is best). "
-        "Green is right.</p>"
+        "Green is right. Seconds: where a window begins in its audio; neighbours may have the same words.</p>"
         '<div class="scroll" tabindex="0"><table class="words"><thead><tr><th scope="col">rank</th><th scope="col">heard</th>'
         f'<th scope="col">five best candidates</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
