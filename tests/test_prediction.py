@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +74,13 @@ def test_predicted_scores_do_not_depend_on_the_batch_size():
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, whole, rtol=1e-6)
     np.testing.assert_allclose(found, similarity.candidate_normalised(signal / 2, candidates), rtol=1e-5)
+
+
+def test_estimates_of_the_final_scores_have_all_bits(monkeypatch):
+    asked = []
+    monkeypatch.setattr(prediction.backend, "tf32", lambda on: asked.append(on) or contextlib.nullcontext())
+    prediction.predict_scores(Half(), Windows(torch.ones(2, 2, 5)), torch.ones(1, 2, 5), scores=similarity.dot)
+    assert asked == [False]
 
 
 def test_constant_scores_are_those_of_the_mean_target():

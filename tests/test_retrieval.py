@@ -45,6 +45,15 @@ def test_chunked_is_full(chunk):
     assert torch.equal(ranks(estimates, candidates, targets, chunk=chunk), full)
 
 
+def test_norms_of_candidates_are_computed_once_however_many_chunks_of_estimates(monkeypatch):
+    estimates, candidates, targets = make_pairs()
+    counted, norm = [], similarity._norm
+    monkeypatch.setattr(similarity, "_norm", lambda values, dtype: counted.append(type(values)) or norm(values, dtype))
+    ranks(estimates, candidates, targets, chunk=5)
+    stream_scores(estimates, [candidates[:5], candidates[5:10], candidates[10:]], chunk=5)
+    assert counted.count(torch.Tensor) == 2 * 3  # three parts each, of four chunks of estimates
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 def test_repeated_candidates_have_the_same_ranks(chunk):
     estimates, candidates, targets = make_pairs()

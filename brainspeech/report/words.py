@@ -13,8 +13,6 @@ from . import decoded
 from .saying import many, markdown_table, plain_table, say_entry, say_p
 
 NOTHING = "-"
-
-
 SIMPLER = ("ridge", "linear_clip")
 
 
@@ -33,10 +31,10 @@ def headline(report: RetrievalReport) -> str:
     text += f"; chance is {percent(report.chance[f'top{k}'])} ({say_p(row['p_above_chance'])})."
     if row["p_above_shuffled"] is not None:
         text += f" Against the same encoder fitted on shuffled pairs: {say_p(row['p_above_shuffled'])}."
-    simpler = [name for name in SIMPLER if name in report.rows and lead not in SIMPLER]
-    better = [name for name in simpler if report.rows[name][f"top{k}"]["value"] > entry["value"]]
-    for name in better:
-        text += f" The {label(name)}, a simpler model, finds more: {percent(report.rows[name][f'top{k}']['value'])}."
+    for name in () if lead in SIMPLER else SIMPLER:
+        value = report.rows[name][f"top{k}"]["value"] if name in report.rows else 0.0
+        if value > entry["value"]:
+            text += f" The {label(name)}, a simpler model, finds more: {percent(value)}."
     return text
 
 
